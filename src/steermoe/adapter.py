@@ -1,0 +1,146 @@
+"""An adapter on disk: ``adapter_config.json`` and ``adapter_model.safetensors``, a few megabytes.
+
+The config names the pair, the digests of its weights, the shapes, and how it was trained. Loading is strict:
+another pair, a missing, extra or misshapen tensor is an error that says which. Never pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import SteerMoEConfig, build
+from .errors import AdapterError
+
+if TYPE_CHECKING:
+    from .model import SteerMoEForConditionalGeneration
+
+CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+
+
+def fingerprint(name: str) -> dict[str, Any]:
+    """What identifies one end of a pair: its name, its weights' digest."""
+    from .pretrained import resolve, weights_digest
+
+    return {"name": name, "weights": [weights_digest(resolve(name))]}
+
+
+def template_digest(tokenizer: Any) -> str | None:
+    template = getattr(tokenizer, "chat_template", None)
+    return hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
+
+
+def library_version() -> str:
+    try:
+        return version("steermoe")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def describe(model: SteerMoEForConditionalGeneration, trained: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The content of adapter_config.json."""
+    config = model.config
+    known = getattr(model, "pair_fingerprint", None)
+    pair = known or {"encoder": fingerprint(config.encoder), "llm": fingerprint(config.llm)}
+    return {
+        "format": 1,
+        "steermoe": library_version(),
+        "config": dataclasses.asdict(config),
+        "pair": pair,
+        "shapes": {
+            "encoder_layers": len(model.frames.layers),
+            "encoder_width": model.frames.width,
+            "llm_width": model.llm.get_input_embeddings().weight.shape[1],
+            "vocabulary": model.audio_token_id,
+        },
+        "trained": trained or {},
+    }
+
+
+def save(model: SteerMoEForConditionalGeneration, folder: str | Path, trained: dict[str, Any] | None = None) -> None:
+    """Write the adapter; what stood there before survives until the new one is whole.
+
+    Both files are written in a folder beside and moved in; a full disk or a kill leaves the old adapter.
+    Raises AdapterError when it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.adapter_state().items()}
+    text = json.dumps(describe(model, trained), indent=2, ensure_ascii=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".saving.", dir=folder))
+        try:
+            save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
+            (scratch / CONFIG).write_text(text, encoding="utf-8")
+            for name in (TENSORS, CONFIG):
+                with open(scratch / name, "rb") as file:
+                    os.fsync(file.fileno())  # a full disk is met here, before anything old is replaced
+            for name in (TENSORS, CONFIG):
+                os.replace(scratch / name, folder / name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except Exception as error:  # safetensors raises its own class for a full disk
+        raise AdapterError(f"cannot save the adapter in {folder}: {error}; what was there before is untouched") from None
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The parsed adapter_config.json, checked for its format. Raises AdapterError."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder}: no adapter there (it would hold {CONFIG} and {TENSORS})")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        format_version = content["format"]
+    except (ValueError, KeyError, TypeError):
+        raise AdapterError(f"{path}: not an adapter config; fetch or train the adapter again") from None
+    if format_version != 1:
+        raise AdapterError(f"{path}: format {format_version}, this steermoe reads 1; update steermoe")
+    return content
+
+
+def check_pair(content: dict[str, Any], folder: str | Path, encoder: str, llm: str) -> None:
+    """Refuse a pair whose weights are not among those the adapter was trained for."""
+    for end, name in (("encoder", encoder), ("llm", llm)):
+        wanted = content["pair"][end]
+        have = fingerprint(name)["weights"][0]
+        if have not in wanted["weights"]:
+            raise AdapterError(
+                f"{folder}: trained for the {end} {wanted['name']} (weights {wanted['weights'][0][:12]}), "
+                f"but {name} has weights {have[:12]}; give it its own pair, or train with --init-from"
+            )
+
+
+def load_tensors(model: SteerMoEForConditionalGeneration, folder: str | Path) -> None:
+    """Copy the adapter's tensors into ``model``. Raises AdapterError for any that is missing, extra or misshapen."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(folder) / TENSORS
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path}: cannot be read ({error}); fetch or train the adapter again") from None
+    own = model.adapter_state()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        raise AdapterError(f"{path}: missing tensors {missing or 'none'}, unknown tensors {extra or 'none'}")
+    wrong = [f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}" for k in own if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise AdapterError(f"{path}: wrong shapes: {', '.join(wrong)}; was it trained for another pair?")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def load_config(content: dict[str, Any], folder: str | Path) -> SteerMoEConfig:
+    return build(SteerMoEConfig, content["config"], f"{folder}/{CONFIG}")

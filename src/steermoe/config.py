@@ -1,0 +1,110 @@
+"""SteerMoEConfig: the one description of a pair and its steering. Also strict building of dataclasses from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union
+
+from .errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass
+class SteerMoEConfig:
+    """A pair, where it is steered, and how its frames become the LLM's embeddings."""
+
+    encoder: str = "openai/whisper-base"
+    """Folder, known name or hub id of the frozen audio encoder."""
+    llm: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Folder, known name or hub id of the frozen LLM."""
+    num_experts: int = 8
+    """Steering vectors a layer (N of the paper)."""
+    steer: bool = True
+    """False: no steering at all, the paper's static adapter."""
+    steer_layers: list[int] | None = None
+    """Which encoder layers are steered; all when absent."""
+    encoder_layers: str | None = None
+    """Dotted path of the encoder's list of layers, where transformers does not tell it."""
+    scale: float = 0.1
+    """First value of every layer scale (alpha of the paper)."""
+    projector: Literal["lexical", "linear", "mlp"] = "lexical"
+    """How frames become embeddings: DESIGN in docs, `linear` is the paper's."""
+    pooling: Literal["mean", "max", "stack"] = "mean"
+    """How `linear` pools; `lexical` and `mlp` always stack."""
+    kernel: int = 4
+    """Frames pooled into one (4: 12.5 a second for Whisper)."""
+    temperature: float = 0.0
+    """Sharpening of the lexical read-out; 0 is the arg-max token's own embedding."""
+    prompt_vectors: int = 0
+    """Learned vectors after a transcription's audio, in embedding space."""
+    instruction: str = "Repeat the text above word for word."
+    """What a transcription asks for, after the audio."""
+    prompt_mode: Literal["chat", "raw"] = "chat"
+    """`chat`: the LLM's own template; `raw`: audio, then the bare instruction (the paper's)."""
+    pool_before_norm: bool = False
+    """Pool before the encoder's final LayerNorm: the order of converted reference checkpoints."""
+    pad_to_window: bool = False
+    """Pad every clip to the encoder's window (30 s for Whisper), as it was pretrained."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "kernel"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.temperature < 0 or self.prompt_vectors < 0:
+            raise UsageError("temperature and prompt_vectors cannot be negative")
+        if self.pool_before_norm and self.projector != "linear":
+            raise UsageError("pool_before_norm is the reference's order and goes with projector: linear only")
+
+
+def build(kind: type[T], values: Any, where: str = "config") -> T:
+    """A dataclass from plain YAML values; ``where`` is named in errors.
+
+    Raises UsageError for an unknown key (and names the nearest), a wrong type or a wrong choice.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: expected keys and values, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+            raise UsageError(f"{where}: unknown key {key!r}{hint}")
+    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UsageError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}")
+        return value
+    if origin is list:
+        if not isinstance(value, list):
+            value = [value]
+        return [_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{where}: expected keys and values, got {value!r}")
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint in (int, float) and isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-4 as a string
+            return hint(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

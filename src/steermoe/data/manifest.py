@@ -1,0 +1,107 @@
+"""Manifests: one JSON object a line, the way to bring any data set.
+
+Keys: ``audio`` (a path, relative to the manifest) and ``text``, and optionally ``duration``, ``start``, ``end``
+(seconds), ``prompt``, ``language``, ``speaker``, ``id``. Other keys are left alone: suites may read their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..audio import decode
+from ..errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One piece of audio with its transcript. Times are seconds; ``start``..``end`` is the part that is meant."""
+
+    id: str
+    audio: Path
+    text: str
+    duration: float | None = None
+    speaker: str | None = None
+    language: str | None = None
+    prompt: str | None = None
+    start: float | None = None
+    end: float | None = None
+
+    def load(self) -> np.ndarray:
+        """(N,) float32 mono at 16 kHz. Raises AudioError."""
+        return decode(self.audio, start=self.start, end=self.end)
+
+
+_NUMBERS = ("duration", "start", "end")
+_STRINGS = ("speaker", "language", "prompt", "id")
+
+
+def read_manifest(path: Path, root: Path | None = None) -> list[Example]:
+    """All examples of a manifest, in its order.
+
+    Relative audio paths start at ``root``, or else at the manifest's own folder. Raises DataError, naming
+    file, line and key.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a UTF-8 manifest ({error.__class__.__name__}: {error})") from None
+    folder = root or path.parent
+    examples = [
+        _example(line, f"{path}:{number}", folder, f"{path.stem}-{number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not examples:
+        raise DataError(f"{path}: no examples; a manifest holds one JSON object a line, with audio and text")
+    return examples
+
+
+def _example(line: str, where: str, folder: Path, id: str) -> Example:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}); one object a line is needed") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a {type(row).__name__}; an object with audio and text is needed")
+    for key in ("audio", "text"):
+        if not isinstance(row.get(key), str) or (key == "audio" and not row[key]):
+            there = f"missing (the keys are {', '.join(row) or 'none'})"
+            found = f"{row[key]!r} is no path or text" if key in row else there
+            raise DataError(f"{where}: {key}: {found}")
+    fields: dict[str, Any] = {"id": id}
+    for key in _NUMBERS:
+        value = row.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise DataError(f"{where}: {key}: {value!r} is no number of seconds (0 or more)")
+        fields[key] = float(value)
+    for key in _STRINGS:
+        value = row.get(key)
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{where}: {key}: {value!r} is no string")
+        if value is not None:
+            fields[key] = value
+    start, end = fields.get("start", 0.0), fields.get("end", math.inf)
+    if not start < end:
+        raise DataError(f"{where}: end: {end} is not after start ({start})")
+    if "duration" not in fields and end < math.inf:
+        fields["duration"] = end - start
+    audio = folder / Path(row["audio"]).expanduser()
+    if not audio.is_file():
+        raise DataError(f"{where}: audio: no such file: {audio}")
+    return Example(audio=audio, text=row["text"], **fields)
+
+
+def write_manifest(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as JSON lines, in a file that is absent or whole."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    beside.replace(path)

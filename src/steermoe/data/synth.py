@@ -1,0 +1,138 @@
+"""``synth``: text spoken by offline engines, so that an LLM gets ears from text alone.
+
+Utterance i is a pure function of i: its text, engine, voice, pace and vocal-tract factor. Utterances are
+made in shards of 200; a shard is a folder that is absent or whole, so making them can be interrupted,
+resumed, and shared by two processes. No audio is ever committed: this recipe is.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..packages import build_once, cache_root
+from .manifest import Example, read_manifest
+from .texts import wordnet_texts
+from .tts import ENGINES, Engine, Kokoro
+
+SHARD = 200
+RATE = 16_000
+# Natural voices are worth most and cost most: Kokoro takes 50 times as long as the others, so only the first
+# 10,000 utterances have it; those beyond are for the width of the texts.
+KOKORO_UNTIL = 10_000
+MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
+FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
+# Kokoro voices that training never hears, for tests on unheard voices.
+HELD_OUT = ("af_sky", "am_onyx", "bf_lily", "bm_george")
+RECIPE = "wordnet-v1"
+DEFAULT_SHARDS = 40
+VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
+
+
+def plan(index: int) -> dict[str, str | float]:
+    """Engine, voice, pace and vocal-tract factor of utterance ``index``.
+
+    The factor r resamples the speech: pitch and formants times r (r < 1 is a larger speaker), pace made up
+    for, which turns one recorded voice into many.
+    """
+    rng = random.Random(f"{RECIPE}/{index}")
+    engine = rng.choices(list(MIX), list(MIX.values()))[0]
+    if engine == "kokoro" and index >= KOKORO_UNTIL:
+        engine = "hibari"
+    pace, tract = rng.uniform(0.85, 1.2), 1.0
+    if engine == "kokoro":
+        heard = [voice for voice in Kokoro.voices if voice not in HELD_OUT]
+        voice = "+".join(rng.sample(heard, rng.choice([1, 2, 2])))
+    elif engine == "flite":
+        voice = rng.choices(list(FLITE_VOICES), list(FLITE_VOICES.values()))[0]
+        tract = rng.uniform(0.88, 1.12) if voice == "slt" else rng.uniform(0.92, 1.25)
+    else:
+        voice, tract = "heart", rng.uniform(0.78, 1.1)
+    return {"engine": engine, "voice": voice, "pace": round(pace, 3), "tract": round(tract, 3)}
+
+
+@lru_cache(maxsize=None)
+def _engine(name: str) -> Engine:
+    return ENGINES[name]()
+
+
+@lru_cache(maxsize=1)
+def _texts() -> list[str]:
+    return wordnet_texts()
+
+
+def speak(text: str, engine: str, voice: str, pace: float, tract: float) -> np.ndarray:
+    """Mono float32 at 16 kHz, with a little silence at both ends, peak at most 0.7."""
+    import soxr
+
+    samples, rate = _engine(engine).speak(text, voice, pace / tract)
+    samples = soxr.resample(samples, rate * tract, RATE)
+    samples = np.pad(samples, RATE // 8)
+    return (samples * (0.7 / max(float(np.abs(samples).max(initial=0.0)), 1e-4))).astype(np.float32)
+
+
+def make_shard(shard: int) -> Path:
+    """Utterances [200 * shard, 200 * (shard + 1)) as FLAC files with a ``manifest.jsonl``."""
+    import soundfile
+
+    def build(folder: Path) -> None:
+        with open(folder / "manifest.jsonl", "w", encoding="utf-8") as manifest:
+            for index in range(shard * SHARD, (shard + 1) * SHARD):
+                text, how = _texts()[index], plan(index)
+                samples = speak(text, **how)  # type: ignore[arg-type]
+                soundfile.write(folder / f"{index:06d}.flac", samples, RATE, subtype="PCM_16")
+                row = {"audio": f"{index:06d}.flac", "text": text, "duration": len(samples) / RATE}
+                manifest.write(json.dumps(row | {"speaker": f"{how['engine']}/{how['voice']}"}) + "\n")
+
+    return build_once(cache_root() / "data" / "synth" / RECIPE / f"shard-{shard:04d}", build)
+
+
+def make_shards(shards: int | Sequence[int], workers: int = 2) -> list[Path]:
+    """The shards asked for, or the first so many; made by ``workers`` processes where they are absent."""
+    from rich.progress import track
+
+    numbers = range(shards) if isinstance(shards, int) else shards
+    if numbers and (max(numbers) + 1) * SHARD > len(_texts()):
+        raise ValueError(f"shard {max(numbers)} is past the recipe's {len(_texts())} texts")
+    folder = cache_root() / "data" / "synth" / RECIPE
+    absent = [shard for shard in numbers if not (folder / f"shard-{shard:04d}").exists()]
+    if absent:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(make_shard, shard) for shard in absent]
+            for job in track(as_completed(jobs), "speaking", total=len(absent)):
+                job.result()
+    return [make_shard(shard) for shard in numbers]
+
+
+def load(split: str = "train", root: Path | None = None) -> list[Example]:
+    """The examples of ``train`` or ``valid`` among the first shards; ``root`` is not used.
+
+    ``train/40`` asks for 40 shards (8,000 utterances; 40 is also the default): those whose number modulo 20 is
+    not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``. What is missing is made. No text is
+    on both sides: all texts differ. The voices are the same on both.
+    """
+    name, _, number = split.partition("/")
+    count = int(number) if number.isdecimal() else (0 if number else DEFAULT_SHARDS)
+    if name not in ("train", "valid") or not 1 <= count <= len(_texts()) // SHARD:
+        raise DataError(
+            f"synth has no split {split!r}; it has train and valid, with a number of shards from 1 to "
+            f"{len(_texts()) // SHARD} if you like: synth:train/{DEFAULT_SHARDS}"
+        )
+    chosen = [i for i in range(count) if (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
+    if not chosen:
+        raise DataError(f"synth:{split}: the first {count} shards hold none for {name}; ask for {VALID_EVERY} or more")
+    shards = make_shards(chosen)
+    return [
+        replace(example, id=f"synth-{example.audio.stem}", language="en")
+        for shard in shards
+        for example in read_manifest(shard / "manifest.jsonl")
+    ]

@@ -1,0 +1,86 @@
+"""Sentences to speak, from packages with a plain licence: WordNet 3.0 (permissive, with notice).
+
+A model learns only the words its training texts hold, so three kinds are mixed: usage examples (natural
+short sentences), definitions (wide vocabulary) and short lists of common words, numbers and letters (what
+telephone prompts and commands are made of).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+
+from ..packages import Package, unpacked
+
+WORDNET = Package(
+    "deb", "wordnet-base", "1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752"
+)
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+ONES += ["seventeen", "eighteen", "nineteen"]
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+CALENDAR = (
+    "january february march april may june july august september october november december "
+    "monday tuesday wednesday thursday friday saturday sunday today tomorrow yesterday morning afternoon evening"
+).split()
+_PLAIN = re.compile(r"^[A-Za-z][A-Za-z' ,;-]*[A-Za-z.?!]$")
+
+
+def _plain(text: str, low: int, high: int) -> bool:
+    return bool(_PLAIN.match(text)) and low <= len(text.split()) <= high
+
+
+def as_sentence(text: str) -> str:
+    """Written form: a capital first, a full stop last."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text[-1:] in ".?!" else ".")
+
+
+def number_in_words(n: int) -> str:
+    """0 <= n < 1,000,000 as English words: 342 -> 'three hundred forty two'."""
+    if n < 20:
+        return ONES[n]
+    if n < 100:
+        return TENS[n // 10 - 2] + (f" {ONES[n % 10]}" if n % 10 else "")
+    if n < 1000:
+        return f"{ONES[n // 100]} hundred" + (f" {number_in_words(n % 100)}" if n % 100 else "")
+    return f"{number_in_words(n // 1000)} thousand" + (f" {number_in_words(n % 1000)}" if n % 1000 else "")
+
+
+def _glosses() -> Iterator[tuple[list[str], str]]:
+    folder = unpacked(WORDNET) / "usr" / "share" / "wordnet"
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text(encoding="latin-1").splitlines():
+            if line.startswith("  "):
+                continue  # the licence
+            fields, _, gloss = line.partition(" | ")
+            words = fields.split()
+            lemmas = [words[4 + 2 * i].split("(")[0].replace("_", " ") for i in range(int(words[3], 16))]
+            yield lemmas, gloss.strip()
+
+
+def wordnet_texts(seed: int = 0) -> list[str]:
+    """All sentences, shuffled by ``seed``, without doubles: examples, definitions, word lists, numbers."""
+    rng = random.Random(seed)
+    examples, definitions, lemmas = [], [], []
+    for names, gloss in _glosses():
+        definition, *_ = gloss.split('; "')
+        examples += [as_sentence(t) for t in re.findall(r'"([^"]+)"', gloss) if _plain(t, 3, 14)]
+        definition = re.sub(r"\([^)]*\)\s*", "", definition).split(";")[0].strip()
+        if _plain(definition, 4, 14):
+            definitions.append(as_sentence(definition))
+        if '"' in gloss:  # senses with an example are the common ones
+            lemmas += [n for n in names if _plain(n, 1, 3)]
+    lists = []
+    for _ in range(8000):
+        pool = rng.choice([lemmas, lemmas, lemmas, CALENDAR])
+        lists.append(as_sentence(", ".join(rng.sample(pool, rng.randint(1, 4)))))
+    for _ in range(3000):
+        n = rng.choice([rng.randint(0, 99), rng.randint(100, 999), rng.randint(1000, 999_999)])
+        digits = " ".join(rng.choice(ONES[:10]) for _ in range(rng.randint(2, 7)))
+        letters = " ".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randint(2, 5)))
+        lists.append(as_sentence(rng.choice([number_in_words(n), digits, letters])))
+    rng.shuffle(definitions)
+    texts = list(dict.fromkeys(examples + definitions[: len(examples) // 2] + lists))
+    rng.shuffle(texts)
+    return texts

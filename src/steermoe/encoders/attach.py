@@ -1,0 +1,40 @@
+"""Hooks that steer an encoder from outside: its modules, weights and state dict stay exactly as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Steer = Callable[[Tensor, int], Tensor]
+
+
+def _hook(steer: Steer, layer: int, module: nn.Module, args: Any, output: Any) -> Any:
+    """Steers a layer's output; some layers return a tuple whose first item is the hidden state."""
+    if isinstance(output, tuple):
+        return (steer(output[0], layer), *output[1:])
+    return steer(output, layer)
+
+
+class Attached:
+    """Handles of the hooks; ``remove()`` makes the encoder itself again."""
+
+    def __init__(self, handles: list[RemovableHandle]) -> None:
+        self.handles = handles
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def attach(layers: Sequence[nn.Module], steer: Steer, chosen: Sequence[int] | None = None) -> Attached:
+    """Hook ``steer(h, i)`` after layer ``chosen[i]`` (all layers when None).
+
+    ``prepend`` lets transformers' own recording hooks see the steered state, whenever they were added;
+    ``partial`` instead of a lambda survives ``copy.deepcopy``.
+    """
+    picked = list(layers) if chosen is None else [layers[i] for i in chosen]
+    return Attached([m.register_forward_hook(partial(_hook, steer, i), prepend=True) for i, m in enumerate(picked)])

@@ -1,0 +1,78 @@
+"""Whisper at any length: 2 s of speech cost 2 s of encoder, not 30.
+
+transformers' forward insists on 3,000 mel frames, adds the whole position table and gives its layers no
+mask. This forward runs the same modules on as many frames as there are: positions are the table's first
+rows, padding is masked, and the convolutions see zeros beyond the end, as they would for a clip alone. On a
+full window it equals the original.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .discover import find_layers
+
+
+class WhisperFrames(nn.Module):
+    """Contract of every encoder here: ``features``, ``forward``, ``layers``, ``width``, ``window``, ``final_norm``.
+
+    ``encoder`` is a transformers WhisperEncoder, ``extractor`` its WhisperFeatureExtractor.
+    """
+
+    def __init__(self, encoder: nn.Module, extractor: Any, pad_to_window: bool = False) -> None:
+        super().__init__()
+        self.encoder: Any = encoder
+        self.extractor, self.pad_to_window = extractor, pad_to_window
+        self.layers = find_layers(encoder, "layers")
+        self.width: int = encoder.config.d_model  # type: ignore[union-attr,assignment]
+        self.sampling_rate: int = extractor.sampling_rate
+        self.window: float = 2 * encoder.config.max_source_positions * extractor.hop_length / self.sampling_rate  # type: ignore[union-attr,operator]
+
+    def features(self, clips: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Clips (N_i,) float32, at most ``window`` seconds -> log-mel (B, mels, T) and valid frames (B,).
+
+        Each clip's spectrogram is made alone (Whisper scales by the clip's own maximum), so that a batch
+        holds exactly what its clips would hold one by one.
+        """
+        mels = []
+        shortest = self.sampling_rate // 10  # the spectrogram's edges mirror: it needs more than half a frame
+        for clip in clips:
+            if len(clip) < shortest:
+                clip = np.pad(clip, (0, shortest - len(clip)))
+            padding = "max_length" if self.pad_to_window else "do_not_pad"
+            made = self.extractor(clip, sampling_rate=self.sampling_rate, padding=padding, return_tensors="pt")
+            mels.append(made["input_features"][0])  # (mels, T)
+        lengths = torch.tensor([mel.shape[1] for mel in mels])
+        longest = int(lengths.max())
+        return torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in mels]), lengths
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, mels, T), (B,) -> hidden states before the final LayerNorm (B, T', D) and their lengths (B,).
+
+        T' = ceil(T / 2), 50 frames a second.
+        """
+        encoder = self.encoder
+        x = features.to(encoder.conv1.weight.dtype)
+        x = F.gelu(encoder.conv1(x))  # (B, D, T)
+        inside = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
+        x = F.gelu(encoder.conv2(x * inside[:, None]))  # (B, D, T')
+        h = x.transpose(1, 2)
+        frames = (lengths + 1) // 2
+        h = h + encoder.embed_positions.weight[: h.shape[1]]
+        mask = None
+        if int(frames.min()) < h.shape[1]:
+            valid = torch.arange(h.shape[1], device=h.device) < frames[:, None]
+            mask = valid[:, None, None, :]  # (B, 1, 1, T'), True attends
+        for layer in self.layers:
+            h = layer(h, mask)
+            h = h[0] if isinstance(h, tuple) else h
+        return h, frames
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.encoder.layer_norm

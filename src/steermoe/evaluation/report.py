@@ -1,0 +1,299 @@
+"""One HTML file that shows a run: rates, curves, gates, and the worst clips to look at and listen to.
+
+It opens by a double click and fetches nothing: pictures and audio are inside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..errors import AudioError, DataError, UsageError
+from . import predictions, scoring
+from .asr import OWN, compare
+from .page import page, row, section, table
+from .predictions import Row
+
+WORST = 10
+LONGEST_PLAYER = 120.0  # seconds of audio that still go into the file
+METRICS = {"wer": "WER", "cer": "CER", "wer_raw": "WER, raw", "cer_raw": "CER, raw"}
+Picture = tuple[str, bytes] | tuple[str, bytes, bytes]
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    runs: Sequence[Mapping[str, Any]],
+    curves: Path | None = None,
+    pictures: Sequence[Picture] = (),
+    clips: Sequence[Row] | None = None,
+) -> Path:
+    """Write the report to ``path`` (atomically) and return it.
+
+    ``runs``: results of ``evaluate_asr``, each with a ``label`` and, if wanted, ``predictions`` (the path of its
+    predictions.jsonl). Of several runs over the same data the first is "before" and the last "after".
+    ``curves``: a JSONL file of training rows. ``pictures``: (caption, PNG) or (caption, PNG, PNG for dark pages).
+    ``clips``: prediction rows to show; left out, the ten of the last run with ``predictions`` that cost most.
+    Raises UsageError without any run, DataError where a file holds nothing.
+    """
+    if not runs:
+        raise UsageError("a report needs at least one run; pass the results of evaluate_asr")
+    last = runs[-1]
+    parts = [_tiles(last), section("Error rates", _rates(runs)), *_comparisons(runs)]
+    if curves is not None:
+        parts.append(_training(curves))
+    if pictures:
+        parts.append(section("Routing", "\n".join(_figure(*picture, wide=True) for picture in pictures)))
+    if clips is None:
+        told = [run for run in runs if run.get("predictions")]
+        rows = predictions.read_finished(Path(told[-1]["predictions"])) if told else []
+        clips = worst_clips(rows, last["normalizer"])
+    if clips:
+        parts.append(_clips(clips[:WORST], last["normalizer"]))
+    parts += [_unheard(runs), _provenance(runs)]
+    predictions.replace(path, page(title, _header(title, runs), "\n".join(filter(None, parts))))
+    return path
+
+
+def worst_clips(rows: Sequence[Row], normalizer: str = "english", count: int = WORST) -> list[Row]:
+    """The ``count`` rows with the most word errors after ``normalizer``: those that cost the corpus rate most."""
+    normalize = scoring.normalizer(normalizer)
+    heard = [r for r in rows if OWN in r]
+    counts = scoring.count_words([normalize(r["reference"]) for r in heard], [normalize(r[OWN]) for r in heard])
+    wrong = scoring.errors(counts)
+    order = sorted(range(len(heard)), key=lambda i: (-wrong[i], heard[i]["id"]))
+    return [heard[i] for i in order[:count] if wrong[i]]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"  # noqa: RUF001
+
+
+def _speed(rtfx: float | None) -> str:
+    return f"{rtfx:,.{0 if rtfx >= 100 else 1}f} x" if rtfx else "–"  # noqa: RUF001
+
+
+def _name(run: Mapping[str, Any]) -> str:
+    return str(run.get("label") or run.get("adapter") or "run")
+
+
+def _header(title: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    run = runs[-1]
+    made = run.get("provenance", {})
+    facts = [
+        f"{run['n']:,} clips",
+        str(run.get("data") or ""),
+        str(made.get("date", ""))[:10],
+        str(made.get("cpu", "")),
+    ]
+    return f'<h1>{escape(title)}</h1><p class="soft">{escape(" · ".join(filter(None, facts)))}</p>'
+
+
+def _tiles(run: Mapping[str, Any]) -> str:
+    low, high = run["interval"]["wer"]
+    tiles = [("WER", _percent(run["metrics"]["wer"]), f"95 % interval {_percent(low)} to {_percent(high)}"),
+             ("CER", _percent(run["metrics"]["cer"]), f"normalizer: {run['normalizer']}")]  # fmt: skip
+    if run.get("baseline"):
+        tiles.append(("Baseline WER", _percent(run["baseline"]["wer"]), str(run["baseline"].get("name", ""))))
+    if run.get("rtfx"):
+        tiles.append(("Speed", _speed(run["rtfx"]), "real time"))
+    inner = "".join(
+        f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(note)}</span></div>'
+        for name, value, note in tiles
+    )
+    return f'<div class="tiles">{inner}</div>'
+
+
+def _systems(run: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:
+    """(name, rates, kind of row) of the run itself, its columns and its baseline."""
+    own = {**run["metrics"], "interval": run["interval"], "rtfx": run.get("rtfx"), "failures": run.get("failures", {})}
+    found: list[tuple[str, Mapping[str, Any], str]] = [(str(run.get("adapter") or _name(run)), own, "own")]
+    found += [(name, rates, "") for name, rates in run.get("columns", {}).items()]
+    if run.get("baseline"):
+        found.append((f"baseline: {run['baseline'].get('name', '')}", run["baseline"], ""))
+    return found
+
+
+def _rates(runs: Sequence[Mapping[str, Any]]) -> str:
+    widest = max(rates["interval"]["wer"][1] for run in runs for _, rates, _ in _systems(run)) or 1.0
+    rows = []
+    for run in runs:
+        about = f"{_name(run)}: {run.get('data') or 'data'}, {run['n']:,} clips, normalizer {run['normalizer']}"
+        rows.append(f'<tr class="group"><th scope="rowgroup" colspan="8"><span>{escape(about)}</span></th></tr>')
+        for name, rates, kind in _systems(run):
+            low, high = rates["interval"]["wer"]
+            failures = rates.get("failures", {})
+            failed = " / ".join(str(failures.get(key, "–")) for key in ("empty", "repeated", "cut"))  # noqa: RUF001
+            sure = f"{100 * low:.1f} to {100 * high:.1f} %{_range(low, rates['wer'], high, widest)}"
+            cells = [_percent(rates["wer"]), sure, *(_percent(rates[key]) for key in ("cer", "wer_raw", "cer_raw"))]
+            rows.append(row(name, [*cells, _speed(rates.get("rtfx")), failed], kind))
+    head = ["Transcriber", "WER", f"95 % interval<br>drawn 0 to {100 * widest:.0f} %", "CER", "WER<br>raw", "CER<br>raw",
+            "Speed", "Empty / loop<br>/ cut"]  # fmt: skip
+    note = "Word and character error rates over the whole set; lower is better. Intervals: bootstrap over utterances."
+    return table(note, head, rows)
+
+
+def _range(low: float, value: float, high: float, widest: float) -> str:
+    """The interval as a line with a dot, on one scale for the whole table."""
+    a, b, c = (4 + 112 * number / widest for number in (low, value, high))
+    return (
+        '<svg class="range" viewBox="0 0 120 14" aria-hidden="true"><path d="M4 7h112" stroke="currentColor" '
+        f'stroke-opacity=".25"/><path d="M{a:.1f} 7H{c:.1f}" stroke="currentColor" stroke-width="4" '
+        f'stroke-opacity=".5" stroke-linecap="round"/><circle cx="{b:.1f}" cy="7" r="3.6" fill="currentColor"/></svg>'
+    )
+
+
+def _comparisons(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run.get("data"), run["n"], run["normalizer"]), []).append(run)
+    parts = []
+    for (data, _, normalizer), members in groups.items():
+        if len(members) < 2:
+            continue
+        before, after = members[0], members[-1]
+        rows = []
+        for key, name in METRICS.items():
+            old, new = before["metrics"][key], after["metrics"][key]
+            tone = "good" if new < old else "bad" if new > old else ""
+            change = f"{100 * (new - old):+.1f} points" + (f" ({100 * (new - old) / old:+.0f} %)" if old else "")
+            rows.append(row(name, [_percent(old), _percent(new), f'<span class="{tone}">{change}</span>']))
+        text = table(f"{data or 'The same data'}, before and after; relative change in brackets.",
+                     ["", escape(_name(before)), escape(_name(after)), "Change"], rows)  # fmt: skip
+        if before.get("predictions") and after.get("predictions"):
+            tested = compare(Path(before["predictions"]), Path(after["predictions"]), normalizer)
+            text += (f'<p class="soft">Paired bootstrap over {tested["n"]:,} clips: the WERs differ with '
+                     f'p = {tested["p_value"]:.3f}.</p>')  # fmt: skip
+        parts.append(section("Before and after", text))
+    return parts
+
+
+def _training(path: Path) -> str:
+    from ..analysis import curve_panels, plot_curves
+
+    rows = _jsonl(path)
+    panels = curve_panels(rows)
+    if not panels:
+        return section("Training", '<p class="soft">No curve yet: the log holds no number that changes.</p>')
+    lines = []
+    for key in (key for members in panels.values() for key in members):
+        values = [r[key] for r in rows if isinstance(r.get(key), int | float)]
+        lines.append(row(key, [f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values))]))
+    numbers = table("Every number that the log holds.", ["", "First", "Last", "Lowest", "Highest"], lines)
+    pictures = "".join(  # one each, so that a narrow page can put them below each other
+        _figure(f"{name} over steps", plot_curves(rows, members), plot_curves(rows, members, dark=True))
+        for name, members in panels.items()
+    )
+    more = f"<details><summary>The curves in numbers</summary>{numbers}</details>"
+    return section("Training", f'<div class="curves">{pictures}</div>{more}')
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such training log; give the metrics JSONL of the run")
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # the last line of a run that is still going
+        if isinstance(value, dict):
+            rows.append(value)
+    return rows
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _figure(caption: str, light: bytes, dark: bytes | None = None, *, wide: bool = False) -> str:
+    night = f'<source srcset="{_uri("image/png", dark)}" media="(prefers-color-scheme: dark)">' if dark else ""
+    text = escape(caption, quote=True)
+    image = f'<picture>{night}<img src="{_uri("image/png", light)}" alt="{text}"></picture>'
+    if wide:
+        image = f'<div class="scroll wide" role="region" aria-label="{text}" tabindex="0">{image}</div>'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def _clips(clips: Sequence[Row], normalizer: str) -> str:
+    note = (
+        f'<p class="soft">Those with the most word errors. Words after the normalizer ({escape(normalizer)}), texts as '
+        'they are.</p><div class="words" aria-hidden="true"><span class="s"><del>said</del><ins>heard</ins></span>'
+        '<span class="d"><del>missed</del></span><span class="i"><ins>invented</ins></span></div>'
+    )
+    items = "".join(f"<li>{_clip(clip, normalizer)}</li>" for clip in clips)
+    return section("Worst clips", f'{note}<ol class="clips">{items}</ol>')
+
+
+def _clip(clip: Row, normalizer: str) -> str:
+    normalize = scoring.normalizer(normalizer)
+    pairs = scoring.align(normalize(clip["reference"]), normalize(clip[OWN]))
+    wrong = sum(pair.kind != scoring.HITS for pair in pairs)
+    said = sum(bool(pair.reference) for pair in pairs)
+    cost = f"{wrong} {'error' if wrong == 1 else 'errors'}, {said} {'word' if said == 1 else 'words'} said"
+    words = "".join(_word(pair) for pair in pairs)
+    texts = {"Said": clip["reference"], "Heard": clip[OWN]}
+    texts |= {name: clip[name] for name in clip.get("by", {}) if name != OWN and name in clip}
+    facts = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text) or '<i>nothing</i>'}</dd>" for name, text in texts.items()
+    )
+    return (
+        f'<div class="head"><h3>{escape(clip["id"])}</h3><span class="soft">{cost}</span></div>{_player(clip)}'
+        f'<div class="words" aria-hidden="true">{words}</div><dl>{facts}</dl>'
+    )
+
+
+def _word(pair: scoring.Pair) -> str:
+    said, heard = f"<del>{escape(pair.reference)}</del>", f"<ins>{escape(pair.hypothesis)}</ins>"
+    return {
+        scoring.HITS: f"<span>{escape(pair.reference)}</span>",
+        scoring.SUBSTITUTIONS: f'<span class="s">{said}{heard}</span>',
+        scoring.DELETIONS: f'<span class="d">{said}</span>',
+        scoring.INSERTIONS: f'<span class="i">{heard}</span>',
+    }[pair.kind]
+
+
+def _player(clip: Row) -> str:
+    import soundfile
+
+    from ..audio import RATE, decode
+
+    try:
+        samples = decode(Path(clip["audio"]), start=clip.get("start"), end=clip.get("end"))
+    except (AudioError, OSError, KeyError):
+        return '<p class="soft">The audio is not on this machine.</p>'
+    if len(samples) > LONGEST_PLAYER * RATE:
+        return f'<p class="soft">{len(samples) / RATE:.0f} s of audio: too long to be kept in this file.</p>'
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, format="FLAC", subtype="PCM_16")
+    label = escape(f"Play {clip['id']}", quote=True)
+    source = _uri("audio/flac", buffer.getvalue())
+    return f'<audio controls preload="metadata" aria-label="{label}" src="{source}"></audio>'
+
+
+def _unheard(runs: Sequence[Mapping[str, Any]]) -> str:
+    lost = {item["id"]: item["error"] for run in runs for item in run.get("undecodable", [])}
+    if not lost:
+        return ""
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(error)}</dd>" for name, error in lost.items())
+    text = '<p class="soft">These could not be decoded and enter no rate.</p>'
+    return section(f"Clips not heard: {len(lost)}", f"{text}<dl>{facts}</dl>")
+
+
+def _provenance(runs: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for run in runs:
+        facts: dict[str, Any] = {"suite": run.get("suite"), "data": run.get("data"), "adapter": run.get("adapter")}
+        facts |= run.get("provenance", {})
+        facts["versions"] = ", ".join(
+            f"{name} {number}" for name, number in (facts.get("versions") or {}).items() if number
+        )
+        lines = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items() if value)
+        parts.append(f"<details><summary>{escape(_name(run))}</summary><dl>{lines}</dl></details>")
+    return section("How this was measured", "".join(parts))

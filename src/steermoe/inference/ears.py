@@ -1,0 +1,174 @@
+"""``load()`` an adapter and its frozen pair, then ``transcribe`` or ``chat``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import adapter as adapters
+from ..audio import decode, windows
+from ..config import SteerMoEConfig
+from ..errors import AdapterError, UsageError
+from ..lexical import LexicalProjector
+from ..model import SteerMoEForConditionalGeneration
+from ..processing import Prompt, SteerMoEProcessor
+
+SHIPPED = Path(__file__).parent.parent / "adapters"
+DEFAULT = "tiny"
+
+
+def shipped() -> list[str]:
+    """Names of the adapters inside the package."""
+    return sorted(p.name for p in SHIPPED.glob("*") if (p / adapters.CONFIG).is_file())
+
+
+def find_adapter(name: str | Path) -> Path:
+    """A folder, the name of a shipped adapter, or a hub id with its commit (``org/name@<40 hex>``).
+
+    Raises AdapterError when there is none.
+    """
+    folder = Path(name).expanduser()
+    if (folder / adapters.CONFIG).is_file():
+        return folder
+    if (SHIPPED / str(name) / adapters.CONFIG).is_file():
+        return SHIPPED / str(name)
+    if "@" in str(name) and not folder.exists():
+        from huggingface_hub import snapshot_download
+
+        repo, _, revision = str(name).partition("@")
+        try:
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=[adapters.CONFIG, adapters.TENSORS]))
+        except Exception as error:
+            raise AdapterError(f"{name}: cannot be fetched from the hub ({' '.join(str(error).split())[:200]})") from None
+    raise AdapterError(
+        f"{name}: no adapter there; give a folder with {adapters.CONFIG}, a hub id with its commit "
+        f"(org/name@<40 hex digits>), or one of those that ship: {', '.join(shipped()) or 'none'}"
+    )
+
+
+class Ears:
+    """An LLM that hears: ``model`` and ``processor`` are the objects underneath."""
+
+    def __init__(self, model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor, name: str) -> None:
+        self.model, self.processor, self.adapter_name = model, processor, name
+
+    @property
+    def config(self) -> SteerMoEConfig:
+        return self.model.config
+
+    def transcribe(
+        self,
+        audio: Any,
+        *,
+        sampling_rate: int | None = None,
+        instruction: str | None = None,
+        batch_size: int = 8,
+        max_duration: float = 7200.0,
+        **generate: Any,
+    ) -> str | list[str]:
+        """What is said in ``audio``: a path, bytes, a file object or an array (with ``sampling_rate``), or a list of them.
+
+        Longer audio than the encoder's window is cut at quiet points and its pieces' texts are joined.
+        Greedy unless ``generate`` says otherwise. Raises AudioError for what cannot be read.
+        """
+        sources, many = _as_list(audio)
+        clips = [decode(s, sampling_rate=sampling_rate, max_duration=max_duration) for s in sources]
+        pieces = [windows(clip, self.model.frames.window) for clip in clips]
+        flat = [piece for cut in pieces for piece in cut]
+        texts: list[str] = []
+        for start in range(0, len(flat), batch_size):
+            prompts = [self.processor.transcription(p, instruction) for p in flat[start : start + batch_size]]
+            texts += self._write(prompts, with_prompt=self.config.prompt_vectors > 0, **generate)
+        queue = iter(texts)
+        joined = [" ".join(t for t in (next(queue) for _ in cut) if t) for cut in pieces]
+        return joined if many else joined[0]
+
+    def chat(
+        self, messages: Sequence[dict[str, Any]], tools: list[Any] | None = None, max_new_tokens: int = 256, **generate: Any
+    ) -> str:
+        """The LLM's answer to messages with any number of audio parts at any place (see SteerMoEProcessor.chat)."""
+        prompt = self.processor.chat(messages, tools)
+        return self._write([prompt], max_new_tokens=max_new_tokens, **generate)[0]
+
+    @torch.inference_mode()
+    def hear(self, audio: Any, *, sampling_rate: int | None = None, batch_size: int = 8) -> str | list[str]:
+        """The lexical projector's own CTC arg-max text, no LLM involved. Raises UsageError for another projector."""
+        projector = self.model.projector
+        if not isinstance(projector, LexicalProjector):
+            raise UsageError(f"hear() reads a lexical projector; this adapter has projector: {self.config.projector}")
+        sources, many = _as_list(audio)
+        clips = [decode(s, sampling_rate=sampling_rate) for s in sources]
+        texts = []
+        for start in range(0, len(clips), batch_size):
+            inputs = self._on_device(self.processor.features(clips[start : start + batch_size]))
+            frames = self.model.encode(inputs["input_features"], inputs["feature_lengths"])
+            logits, lengths = projector.scores(*frames)
+            rows = [projector.token_ids(row[:n]) for row, n in zip(logits, lengths.tolist(), strict=True)]
+            queue = iter(rows)
+            for count in inputs["audio_windows"].tolist():
+                ids = [token for _ in range(count) for token in next(queue)]
+                texts.append(self.processor.tokenizer.decode(ids).strip())
+        return texts if many else texts[0]
+
+    def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {k: v.to(self.model.device) for k, v in batch.items()}
+
+    def _write(self, prompts: Sequence[Prompt], with_prompt: bool = False, **generate: Any) -> list[str]:
+        tokenizer = self.processor.tokenizer
+        inputs = self._on_device(self.processor.batch(prompts))
+        options: dict[str, Any] = {"do_sample": False, "pad_token_id": self.processor.pad_id}
+        options["eos_token_id"] = tokenizer.eos_token_id
+        if "max_new_tokens" not in generate:  # speech has at most about 6 tokens a second
+            seconds = max((len(a) / self.processor.frames.sampling_rate for p in prompts for a in p.audios), default=30)
+            options["max_new_tokens"] = int(16 + 7 * seconds)
+        if not any(p.audios for p in prompts):
+            new = self.model.generate(**inputs, **{**options, **generate})[:, inputs["input_ids"].shape[1] :]
+        else:
+            new = self.model.generate(**inputs, with_prompt=with_prompt, **{**options, **generate})
+        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _as_list(audio: Any) -> tuple[list[Any], bool]:
+    if isinstance(audio, (list, tuple)):
+        return list(audio), True
+    return [audio], False
+
+
+def from_model(model: SteerMoEForConditionalGeneration, name: str = "unsaved") -> Ears:
+    """Ears for a model in memory, such as one in training."""
+    from ..pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(model.config.llm)
+    return Ears(model, SteerMoEProcessor(model.config, tokenizer, model.frames, model.audio_token_id), name)
+
+
+def load(
+    adapter: str | Path = DEFAULT,
+    *,
+    encoder: str | None = None,
+    llm: str | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Ears:
+    """The shipped adapter, a folder, or a hub id, with the frozen pair it names (fetched on first use).
+
+    ``encoder`` and ``llm`` point to local copies of the same weights. ``device``: CUDA where there is one.
+    Raises AdapterError if the pair's weights are not those the adapter was trained for.
+    """
+    folder = find_adapter(adapter)
+    content = adapters.read_config(folder)
+    config = adapters.load_config(content, folder)
+    config.encoder, config.llm = encoder or config.encoder, llm or config.llm
+    adapters.check_pair(content, folder, config.encoder, config.llm)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {k: v for k, v in vars(config).items() if k not in ("encoder", "llm")}
+    model = SteerMoEForConditionalGeneration.from_pair(config.encoder, config.llm, device=device, dtype=dtype, **settings)
+    model.pair_fingerprint = content["pair"]
+    adapters.load_tensors(model, folder)
+    return from_model(model, str(adapter))
+
+

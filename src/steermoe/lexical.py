@@ -1,0 +1,124 @@
+"""The lexical projector: speech lands where the frozen LLM keeps its words.
+
+Stacked frames are projected next to the LLM's own token embeddings; a frame's score for token v is a scaled
+cosine to E_v, and one learned vector is the CTC blank. CTC (Graves et al., 2006) trains exactly these
+scores. Reading out follows CTC too: runs of frames with the same arg-max are segments, blank segments are
+dropped, and every other segment becomes the expectation of token embeddings under its averaged
+probabilities. No text is decoded: the LLM receives vectors from the region it already understands.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from .projector import Projected, pool
+
+
+class LexicalProjector(nn.Module):
+    """(B, T, D) -> one embedding a spoken token.
+
+    ``table`` is the LLM's frozen embedding matrix (V, D_llm); it is not a parameter of this module.
+    ``temperature`` sharpens a segment's distribution: 0 reads its most likely token's own embedding.
+    """
+
+    def __init__(self, width: int, table: Tensor, kernel: int = 4, temperature: float = 0.0) -> None:
+        super().__init__()
+        self.kernel, self.temperature = kernel, temperature
+        llm_width = table.shape[1]
+        self.norm = nn.LayerNorm(width * kernel)
+        self.proj = nn.Linear(width * kernel, llm_width)
+        self.blank = nn.Parameter(torch.randn(llm_width) * 0.02)
+        self.nothing = nn.Parameter(torch.zeros(llm_width))  # heard instead of an audio without any word
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.blank_bias = nn.Parameter(torch.zeros(()))
+        self._table = [table]  # in a list: seen, but neither a parameter nor a buffer
+        self._unit: Tensor | None = None
+        self.candidates: Tensor | None = None
+
+    @property
+    def table(self) -> Tensor:
+        return self._table[0]
+
+    def restrict(self, candidates: Tensor | None) -> None:
+        """Score only these token ids (C,), sorted; None: the whole vocabulary."""
+        self.candidates, self._unit = candidates, None
+
+    def _unit_rows(self, like: Tensor) -> Tensor:
+        """(C, D_llm): the candidates' embeddings at length one, computed once and kept."""
+        if self._unit is None or self._unit.device != like.device or self._unit.dtype != like.dtype:
+            rows = self.table if self.candidates is None else self.table[self.candidates.to(self.table.device)]
+            self._unit = F.normalize(rows.detach().to(like.device, torch.float32), dim=-1).to(like.dtype)
+        return self._unit
+
+    def scores(self, h: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame logits (B, T', C + 1), blank last, float32; frames beyond a clip's end are blank for certain."""
+        pooled, lengths = pool(h, lengths, self.kernel, "stack")
+        x = F.normalize(self.proj(self.norm(pooled.to(self.norm.weight.dtype))), dim=-1)  # (B, T', D_llm)
+        scale = self.log_scale.exp()
+        words = (scale * x) @ self._unit_rows(x).T
+        blank = scale * (x @ F.normalize(self.blank, dim=0)) + self.blank_bias
+        logits = torch.cat([words, blank[..., None]], dim=-1).float()
+        beyond = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
+        if beyond.any():
+            certain = torch.full_like(logits[0, 0], -1e4)
+            certain[-1] = 0.0
+            logits = torch.where(beyond[..., None], certain, logits)
+        return logits, lengths
+
+    def forward(self, h: Tensor, lengths: Tensor) -> Projected:
+        logits, lengths = self.scores(h, lengths)
+        read = [self.read_out(row) for row in logits]
+        counts = torch.tensor([len(r) for r in read], device=h.device)
+        return Projected(pad_sequence(read, batch_first=True), counts, logits, lengths)
+
+    def segments(self, logits: Tensor) -> list[tuple[int, int, int]]:
+        """CTC segments of one clip's logits (T', C + 1): (first frame, last frame + 1, candidate row), no blanks."""
+        best = logits.argmax(dim=-1)
+        values, runs = torch.unique_consecutive(best, return_counts=True)
+        ends = runs.cumsum(0).tolist()
+        blank = logits.shape[-1] - 1
+        starts = [0, *ends[:-1]]
+        return [(s, e, v) for s, e, v in zip(starts, ends, values.tolist(), strict=True) if v != blank]
+
+    def token_ids(self, logits: Tensor) -> list[int]:
+        """The CTC arg-max transcript of one clip as LLM token ids."""
+        rows = [row for _, _, row in self.segments(logits)]
+        return rows if self.candidates is None else self.candidates[rows].tolist()
+
+    def read_out(self, logits: Tensor) -> Tensor:
+        """One clip's logits (T', C + 1) -> embeddings (S, D_llm); an audio without words is one learned vector."""
+        segments = self.segments(logits)
+        if not segments:
+            return self.nothing[None]
+        if self.temperature == 0:
+            ids = torch.tensor(self.token_ids(logits), device=self.table.device)
+            return self.table[ids].to(self.nothing)
+        table = self.table if self.candidates is None else self.table[self.candidates]
+        probabilities = logits.softmax(dim=-1)[:, :-1]  # without the blank
+        means = torch.stack([probabilities[s:e].mean(dim=0) for s, e, _ in segments])  # (S, C)
+        sharpened = (means.clamp_min(1e-12).log() / self.temperature).softmax(dim=-1)
+        return sharpened.to(table.dtype).matmul(table).to(self.nothing)
+
+    def ctc_loss(self, h: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
+        """Mean over clips of CTC's negative log-likelihood divided by the target length.
+
+        ``targets`` are LLM token ids; those outside the candidates are an error of the caller.
+        Clips with fewer frames than tokens cannot be aligned and count as zero.
+        """
+        logits, lengths = self.scores(h, lengths)
+        flat = torch.tensor([t for row in targets for t in row], device=logits.device)
+        if self.candidates is not None:
+            flat = torch.searchsorted(self.candidates.to(flat.device), flat)
+        return F.ctc_loss(
+            logits.log_softmax(dim=-1).transpose(0, 1),
+            flat,
+            lengths,
+            torch.tensor([len(t) for t in targets], device=logits.device),
+            blank=logits.shape[-1] - 1,
+            zero_infinity=True,
+        )

@@ -1,0 +1,247 @@
+"""The pair as one module: frozen encoder, steering, projector, frozen LLM.
+
+    audio -> encoder (steered by hooks on its own layers) -> projector -> vectors in the LLM's embedding space
+          -> spliced where the prompt has its audio placeholders -> the LLM, as if they were text
+
+Shapes: B clips or prompts, T encoder frames, S audio tokens, D and D_llm the widths of encoder and LLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import SteerMoEConfig
+from .encoders import wrap
+from .encoders.attach import attach
+from .errors import UsageError
+from .lexical import LexicalProjector
+from .projector import LinearProjector, MLPProjector, Projected
+from .steering import Steering
+
+IGNORED = -100  # label value that no loss counts
+
+
+@dataclass
+class Output:
+    """``loss`` is the sum over labelled tokens divided by their number (or by ``num_items_in_batch``);
+    ``logits`` (B, K, V) cover the last K positions, those that labels need; all when there are no labels."""
+
+    loss: Tensor | None
+    logits: Tensor
+
+
+class SteerMoEForConditionalGeneration(nn.Module):
+    """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors``; all else is frozen.
+
+    ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM.
+    """
+
+    ADAPTER = ("steering.", "projector.", "prompt_vectors")
+
+    def __init__(self, config: SteerMoEConfig, frames: Any, llm: Any) -> None:
+        super().__init__()
+        self.config, self.frames, self.llm = config, frames, llm
+        embedding = llm.get_input_embeddings()
+        table = embedding.weight
+        scale = float(getattr(embedding, "embed_scale", 1.0))  # Gemma scales after the look-up
+        llm_width = table.shape[1]
+        layers = config.steer_layers if config.steer_layers is not None else list(range(len(frames.layers)))
+        if layers and not -len(frames.layers) <= min(layers) <= max(layers) < len(frames.layers):
+            raise UsageError(f"steer_layers={layers}: the encoder has {len(frames.layers)} layers, 0 is the first")
+        self.steering = Steering(len(layers), config.num_experts, frames.width, config.scale) if config.steer else None
+        self.projector: LexicalProjector | LinearProjector | MLPProjector
+        if config.projector == "lexical":
+            lexicon = table if scale == 1.0 else table.detach() * scale
+            self.projector = LexicalProjector(frames.width, lexicon, config.kernel, config.temperature)
+        elif config.projector == "mlp":
+            self.projector = MLPProjector(frames.width, llm_width, config.kernel)
+        else:
+            self.projector = LinearProjector(frames.width, llm_width, config.kernel, config.pooling)
+        # Drawn from the table's own rows: vectors of a length the LLM is used to.
+        start = table[torch.randint(len(table), (config.prompt_vectors,))].detach().float() * scale
+        self.prompt_vectors = nn.Parameter(start)
+        self.frames.requires_grad_(False)
+        self.llm.requires_grad_(False)
+        self.attached = attach(frames.layers, self.steering, layers) if self.steering is not None else None
+        self.train(False)
+
+    @classmethod
+    def from_pair(
+        cls, encoder: str, llm: str, *, device: str = "cpu", dtype: torch.dtype | None = None, **config: Any
+    ) -> SteerMoEForConditionalGeneration:
+        """A new, untrained adapter between two pretrained models (names as in ``pretrained.resolve``)."""
+        from .pretrained import load_encoder, load_feature_extractor, load_llm
+
+        settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
+        frames = wrap(load_encoder(encoder, dtype), load_feature_extractor(encoder), settings.pad_to_window)
+        return cls(settings, frames, load_llm(llm, dtype)).to(device)
+
+    def train(self, mode: bool = True) -> SteerMoEForConditionalGeneration:
+        """Only what is trained ever leaves eval: BatchNorm, dropout and layerdrop of frozen towers stay off."""
+        super().train(mode)
+        self.frames.eval()
+        self.llm.eval()
+        return self
+
+    @property
+    def audio_token_id(self) -> int:
+        """The placeholder: the first id past the embedding table, so no word of the vocabulary is taken."""
+        return self.llm.get_input_embeddings().weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.llm.get_input_embeddings().weight.device
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The tensors that are trained and saved, chosen by name."""
+        return {k: v for k, v in self.state_dict().items() if k.startswith(self.ADAPTER) and v.numel()}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {k: p for k, p in self.named_parameters() if p.requires_grad and p.numel()}
+
+    def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-mel (B, mels, T) and frame counts (B,) -> steered frames (B, T', D), lengths (B,)."""
+        steered = self.steering is not None and any(p.requires_grad for p in self.steering.parameters())
+        learning = torch.is_grad_enabled() and steered  # else no graph is kept through the encoder
+        with torch.set_grad_enabled(learning):
+            h, lengths = self.frames(features, lengths)
+        if not self.config.pool_before_norm and self.frames.final_norm is not None:
+            h = self.frames.final_norm(h)
+        return h, lengths
+
+    def project(self, h: Tensor, lengths: Tensor) -> Projected:
+        """Frames (B, T', D) of ``encode`` -> audio tokens (B, S, D_llm)."""
+        if self.config.pool_before_norm:
+            return self.projector(h, lengths, norm=self.frames.final_norm)
+        return self.projector(h, lengths)
+
+    def hear(self, features: Tensor, lengths: Tensor, windows: Tensor) -> list[Tensor]:
+        """Log-mel (W, mels, T) -> one (S_i, D_llm) an audio: its ``windows[i]`` rows of the batch, joined in time."""
+        return self.hear_frames(*self.encode(features, lengths), windows)
+
+    def hear_frames(self, h: Tensor, lengths: Tensor, windows: Tensor) -> list[Tensor]:
+        """As ``hear``, from the frames of ``encode``."""
+        projected = self.project(h, lengths)
+        rows = [e[:n] for e, n in zip(projected.embeddings, projected.lengths.tolist(), strict=True)]
+        audios, start = [], 0
+        for count in windows.tolist():
+            audios.append(torch.cat(rows[start : start + count]))
+            start += count
+        return audios
+
+    def splice(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        audios: list[Tensor],
+        labels: Tensor | None = None,
+        with_prompt: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Replace each placeholder by its audio tokens; left-pad.
+
+        Returns embeddings (B, S, D_llm), mask (B, S) and labels (B, S). Raises ValueError when the number of
+        placeholders is not the number of audios.
+        """
+        embedding = self.llm.get_input_embeddings()
+        placeholders = int((input_ids == self.audio_token_id).sum())
+        if placeholders != len(audios):
+            raise ValueError(f"the prompts have {placeholders} audio placeholders, but {len(audios)} audios came")
+        queue = iter(audios)
+        rows, marks = [], []
+        for ids, mask, row_labels in zip(
+            input_ids, attention_mask.bool(), labels if labels is not None else input_ids, strict=True
+        ):
+            ids, row_labels = ids[mask], row_labels[mask]
+            cuts = (ids == self.audio_token_id).nonzero().flatten().tolist()
+            parts, part_labels, start = [], [], 0
+            for cut in [*cuts, len(ids)]:
+                parts.append(embedding(ids[start:cut]))
+                part_labels.append(row_labels[start:cut])
+                if cut < len(ids):
+                    audio = next(queue).to(parts[-1])
+                    if with_prompt:
+                        audio = torch.cat([audio, self.prompt_vectors.to(audio)])
+                    parts.append(audio)
+                    part_labels.append(torch.full((len(audio),), IGNORED, device=ids.device))
+                start = cut + 1
+            rows.append(torch.cat(parts))
+            marks.append(torch.cat(part_labels))
+        longest = max(map(len, rows))
+        embeds = torch.stack([F.pad(r, (0, 0, longest - len(r), 0)) for r in rows])
+        out_labels = torch.stack([F.pad(m, (longest - len(m), 0), value=IGNORED) for m in marks])
+        lengths = torch.tensor([len(r) for r in rows], device=embeds.device)
+        out_mask = (torch.arange(longest, device=embeds.device) >= longest - lengths[:, None]).long()
+        return embeds, out_mask, out_labels
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_lengths: Tensor | None = None,
+        audio_windows: Tensor | None = None,
+        audios: list[Tensor] | None = None,
+        labels: Tensor | None = None,
+        with_prompt: bool = False,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Next-token loss on labelled positions (paper, equation 5). Without audio: the LLM's own forward, whole.
+
+        ``audios`` are embeddings already made by ``hear``, in place of features.
+        """
+        if input_features is None and audios is None:
+            return self.llm(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if audios is None:
+            audios = self.hear(input_features, feature_lengths, audio_windows)  # type: ignore[arg-type]
+        embeds, mask, marks = self.splice(input_ids, attention_mask, audios, labels, with_prompt)
+        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        keep = 0  # all
+        if labels is not None:  # rows end together, so labels lie in the last `keep` positions
+            first = int((marks != IGNORED).int().argmax(dim=1).min())
+            keep = marks.shape[1] - first + 1
+        out = self.llm(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
+        )
+        if labels is None:
+            return Output(None, out.logits)
+        target = marks[:, -keep:][:, 1:]
+        loss = F.cross_entropy(
+            out.logits[:, :-1].float().flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        count = num_items_in_batch if num_items_in_batch is not None else (target != IGNORED).sum()
+        return Output(loss / count, out.logits)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_lengths: Tensor | None = None,
+        audio_windows: Tensor | None = None,
+        with_prompt: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The LLM's own ``generate``. With audio it returns the new tokens only; without, whatever the LLM returns."""
+        if input_features is None:
+            return self.llm.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        audios = self.hear(input_features, feature_lengths, audio_windows)  # type: ignore[arg-type]
+        embeds, mask, _ = self.splice(input_ids, attention_mask, audios, with_prompt=with_prompt)
+        return self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+    def save_adapter(self, folder: str | Path, trained: dict[str, Any] | None = None) -> None:
+        """See adapter.save."""
+        from .adapter import save
+
+        save(self, folder, trained)

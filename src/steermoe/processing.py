@@ -1,0 +1,142 @@
+"""Audio and chat in, tensors out: prompts with one placeholder an audio, log-mel windows, labels.
+
+How many audio tokens a clip becomes is known only after the encoder has run (lexical.py), so the placeholder
+is always one token; the model splices. The text around it is tokenised piece by piece, so that what the user
+writes can never become a placeholder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .audio import decode, windows
+from .config import SteerMoEConfig
+from .errors import UsageError
+from .model import IGNORED
+
+
+@dataclass
+class Prompt:
+    """Token ids with placeholders, the audios for them in order, and labels where a response is known."""
+
+    ids: list[int]
+    audios: list[np.ndarray] = field(default_factory=list)
+    labels: list[int] | None = None
+
+
+class SteerMoEProcessor:
+    """``tokenizer`` is the LLM's, ``frames`` the wrapped encoder (it knows its own features)."""
+
+    def __init__(self, config: SteerMoEConfig, tokenizer: Any, frames: Any, audio_token_id: int) -> None:
+        self.config, self.tokenizer, self.frames = config, tokenizer, frames
+        self.audio_token_id = audio_token_id
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: list[Any] | None = None, **template: Any) -> Prompt:
+        """Messages with audio parts, through the LLM's own chat template.
+
+        A part is ``{"type": "text", "text": ...}`` or ``{"type": "audio", "path" | "audio" | "bytes": ...}``
+        (with ``sampling_rate`` for an array). Parts are joined by a newline, as string templates do.
+        Raises UsageError for a part of another kind or an LLM without a template.
+        """
+        if self.tokenizer.chat_template is None:
+            raise UsageError(f"{self.config.llm} has no chat template; use prompt_mode: raw")
+        # A private-use mark no message contains; audio stands where it is.
+        mark, texts = "\ue0a1", [_text_of(m) for m in messages]
+        while any(mark in text for text in texts):
+            mark += "\ue0a2"
+        audios: list[np.ndarray] = []
+        plain = []
+        for message in messages:
+            content = message.get("content")
+            if isinstance(content, list):
+                content = "\n".join(self._part(part, mark, audios) for part in content)
+            plain.append({**message, "content": content})
+        options = {"add_generation_prompt": True, **template}
+        rendered = self.tokenizer.apply_chat_template(plain, tools=tools, tokenize=False, **options)
+        pieces = rendered.split(mark)
+        if len(pieces) - 1 != len(audios):
+            raise UsageError(f"the chat template of {self.config.llm} dropped or repeated a message with audio")
+        ids = self.tokens(pieces[0])
+        for piece in pieces[1:]:
+            ids += [self.audio_token_id, *self.tokens(piece)]
+        return Prompt(ids, audios)
+
+    def _part(self, part: Any, mark: str, audios: list[np.ndarray]) -> str:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            return str(part["text"])
+        if kind == "audio":
+            source = next((part[k] for k in ("path", "audio", "bytes") if k in part), None)
+            if source is None:
+                raise UsageError("an audio part needs 'path', 'audio' (an array) or 'bytes'")
+            audios.append(decode(source, sampling_rate=part.get("sampling_rate")))
+            return mark
+        raise UsageError(f"content part {part!r}: 'type' must be 'text' or 'audio'")
+
+    def raw(self, audio: np.ndarray, prompt: str) -> Prompt:
+        """The paper's prompt: audio, then the bare text; no template, no special tokens."""
+        return Prompt([self.audio_token_id, *self.tokens(prompt)], [audio])
+
+    def transcription(self, audio: np.ndarray, instruction: str | None = None) -> Prompt:
+        """The prompt that asks for ``audio`` (16 kHz mono) as text."""
+        instruction = instruction if instruction is not None else self.config.instruction
+        if self.config.prompt_mode == "raw":
+            return self.raw(audio, instruction)
+        parts: list[dict[str, Any]] = [{"type": "audio", "audio": audio, "sampling_rate": 16_000}]
+        if instruction:
+            parts.append({"type": "text", "text": instruction})
+        return self.chat([{"role": "user", "content": parts}])
+
+    def answered(self, prompt: Prompt, response: str, max_text: int | None = None) -> Prompt:
+        """``prompt`` followed by ``response`` and the end-of-turn token, which alone are labelled.
+
+        ``max_text`` cuts prompt text and response together (the reference cuts at 448).
+        """
+        answer = [*self.tokens(response), self.tokenizer.eos_token_id]
+        ids, labels = prompt.ids + answer, [IGNORED] * len(prompt.ids) + answer
+        if max_text is not None:
+            end = max_text + prompt.ids.count(self.audio_token_id)
+            ids, labels = ids[:end], labels[:end]
+        return Prompt(ids, prompt.audios, labels)
+
+    def batch(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Model inputs for prompts of any lengths: right-padded ids, and all their audio windows as one batch.
+
+        Audio longer than the encoder's window is cut at quiet points into windows; nothing is dropped.
+        """
+        longest = max(len(p.ids) for p in prompts)
+        rows = [p.ids + [self.pad_id] * (longest - len(p.ids)) for p in prompts]
+        out = {
+            "input_ids": torch.tensor(rows),
+            "attention_mask": torch.tensor([[1] * len(p.ids) + [0] * (longest - len(p.ids)) for p in prompts]),
+        }
+        if all(p.labels is not None for p in prompts):
+            marks = [p.labels + [IGNORED] * (longest - len(p.ids)) for p in prompts if p.labels is not None]
+            out["labels"] = torch.tensor(marks)
+        return {**out, **self.features([a for p in prompts for a in p.audios])}
+
+    def features(self, audios: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """``input_features`` (W, mels, T), ``feature_lengths`` (W,) and ``audio_windows`` (A,): windows of each audio."""
+        if not audios:
+            return {}
+        cut = [windows(audio, self.frames.window) for audio in audios]
+        features, lengths = self.frames.features([w for pieces in cut for w in pieces])
+        counts = torch.tensor([len(pieces) for pieces in cut])
+        return {"input_features": features, "feature_lengths": lengths, "audio_windows": counts}
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))

@@ -1,0 +1,1 @@
+"""Training: a recipe (recipe.py), what is minimised (objectives.py), the loop, its checkpoints."""

@@ -1,0 +1,252 @@
+"""The training loop: plain, resumable, and the same run for the same seed.
+
+A batch is a pure function of (seed, step), so a run that was killed and resumed sees what it would have seen.
+Numbers go to ``metrics.jsonl`` and TensorBoard, a line a step to the screen; Ctrl-C saves a checkpoint first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import Example, load_source
+from ..data.augment import augment
+from ..data.batching import by_duration, durations_of, load_batches
+from ..errors import DataError, SteerMoEError, UsageError
+from ..lexical import LexicalProjector
+from ..model import SteerMoEForConditionalGeneration
+from ..processing import SteerMoEProcessor
+from .checkpoint import latest, restore, save_checkpoint
+from .objectives import Objectives, candidate_tokens, collate, groups
+from .recipe import Recipe, Stage
+
+
+class Interrupted(SteerMoEError):
+    """Ctrl-C: a checkpoint was written."""
+
+    exit_code = 130
+
+
+def rate(step: int, stage: Stage) -> float:
+    """Share of the peak rate at ``step`` of the stage: linear warm-up, then a cosine down to ``floor``."""
+    if step < stage.warmup:
+        return (step + 1) / stage.warmup
+    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return stage.floor + (1 - stage.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def training_set(recipe: Recipe) -> list[Example]:
+    """All training sources, without clips that are too long or too short of words; says how many it left out."""
+    examples = [example for source in recipe.data.train for example in load_source(source)]
+    limit, words = recipe.data.max_clip_seconds, recipe.data.min_words
+    kept = [e for e in examples if (e.duration or 0.0) <= limit and len(e.text.split()) >= words]
+    if not kept:
+        raise DataError(f"{', '.join(recipe.data.train)}: no clip of at most {limit:g} s and {words} words or more")
+    hours = sum(e.duration or 0.0 for e in kept) / 3600
+    _say(f"training set: {len(kept)} clips, {hours:.2f} h; left out {len(examples) - len(kept)} (too long or too short)")
+    return kept
+
+
+def batch_order(examples: list[Example], stage: Stage, recipe: Recipe, skip: int, rank: int, world: int) -> Iterator[list[int]]:
+    """Indices of this rank's batches from step ``skip`` of the stage on, epoch after epoch."""
+    durations = durations_of(examples)
+    epoch, position = 0, 0
+    while True:
+        batches = by_duration(durations, stage.batch_seconds, seed=recipe.seed, epoch=epoch)
+        while position + rank < len(batches):
+            if skip > 0:
+                skip -= 1
+            else:
+                yield batches[position + rank]
+            position += world
+        epoch, position = epoch + 1, 0
+
+
+class Trainer:
+    """One run of a recipe, in ``recipe.out``."""
+
+    def __init__(self, recipe: Recipe, model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor) -> None:
+        from accelerate import Accelerator
+
+        self.recipe, self.model, self.processor = recipe, model, processor
+        self.accelerator = Accelerator()
+        self.model.to(self.accelerator.device)
+        self.out = Path(recipe.out)
+        self.interrupted = False
+
+    def run(self, resume: bool = False, validate: Callable[[int], dict[str, float]] | None = None) -> Path:
+        """Train all stages; returns the folder of the finished adapter, ``out/adapter``.
+
+        ``validate(step)`` gives numbers to log every ``valid_every`` steps and at the end.
+        Raises Interrupted after Ctrl-C (a checkpoint was saved), UsageError if ``out`` holds another run.
+        """
+        checkpoint = latest(self.out / "checkpoints")
+        if checkpoint and not resume:
+            raise UsageError(f"{self.out} holds a run already: continue it with --resume, or give another out=")
+        start = json.loads((checkpoint / "state.json").read_text())["step"] if checkpoint else 0
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))
+        examples = training_set(self.recipe)
+        metrics = Metrics(self.out, start, sum(s.steps for s in self.recipe.stages), self.accelerator.is_main_process)
+        previous = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
+        first = 0
+        try:
+            for number, stage in enumerate(self.recipe.stages):
+                if start < first + stage.steps:
+                    within = max(0, start - first)
+                    self._stage(number, stage, first, within, checkpoint, examples, metrics, validate)
+                    checkpoint = None
+                first += stage.steps
+        finally:
+            metrics.close()
+            if previous is not None:
+                signal.signal(signal.SIGINT, previous)
+        if isinstance(self.model.projector, LexicalProjector):
+            self.model.projector.restrict(None)
+        if self.accelerator.is_main_process:
+            self.model.save_adapter(self.out / "adapter", trained={"recipe": asdict(self.recipe), "step": first})
+        return self.out / "adapter"
+
+    def _stage(
+        self,
+        number: int,
+        stage: Stage,
+        first: int,
+        within: int,
+        checkpoint: Path | None,
+        examples: list[Example],
+        metrics: Metrics,
+        validate: Callable[[int], dict[str, float]] | None,
+    ) -> None:
+        recipe, accelerator, model = self.recipe, self.accelerator, self.model
+        optimizer = torch.optim.AdamW(groups(model, stage), weight_decay=stage.weight_decay, betas=(0.9, 0.98))
+        if checkpoint is not None:  # the moments belong to this stage only if it had begun
+            restore(checkpoint, model, optimizer if within else None)
+        if "ctc" in stage.objectives:
+            texts = [e.text for e in examples]
+            extra = recipe.data.extra_candidates
+            model.projector.restrict(  # type: ignore[operator,union-attr]
+                candidate_tokens(self.processor, texts, extra, recipe.seed, model.audio_token_id)
+            )
+        objectives, optimizer = accelerator.prepare(Objectives(model, stage), optimizer)
+        order = batch_order(examples, stage, recipe, within, accelerator.process_index, accelerator.num_processes)
+        batches = list(islice(order, stage.steps - within))
+        loader = load_batches(examples, batches)
+        began = time.perf_counter()
+        for loaded in loader:
+            step = within + loaded.number
+            clips = loaded.items
+            if recipe.data.augment:
+                rng = random.Random(f"{recipe.seed}/{first + step}/{accelerator.process_index}")
+                clips = [augment(clip, rng) for clip in clips]
+            batch = collate(self.processor, clips, [examples[i].text for i in loaded.indices], stage)
+            batch = {k: v.to(accelerator.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate(step, stage)
+            losses = objectives(batch)
+            accelerator.backward(losses["loss"])
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = accelerator.clip_grad_norm_(parameters, stage.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done = first + step + 1
+            seconds = sum(len(clip) for clip in clips) / self.processor.frames.sampling_rate
+            row = {"step": done, "stage": number, **{name: round(float(v.detach()), 5) for name, v in losses.items()}}
+            row |= {"grad_norm": round(float(norm), 4), "audio_seconds": round(seconds, 1)}
+            row |= {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}
+            if model.steering is not None:
+                row["scale_mean"] = round(float(model.steering.scales.detach().mean()), 5)
+            row["seconds"] = round(time.perf_counter() - began, 3)
+            began = time.perf_counter()
+            metrics.add(row, show=done % recipe.log_every == 0 or step == 0)
+            if validate and done % recipe.valid_every == 0 and step + 1 < stage.steps:
+                self._validate(done, metrics, validate)
+            if self.interrupted or done % recipe.checkpoint_every == 0:
+                saved = self._save(optimizer, done, number)
+                if self.interrupted:
+                    raise Interrupted(f"interrupted after step {done}; {saved} is whole: continue with --resume")
+        for index, why in loader.skipped:
+            _say(f"skipped {examples[index].id}: {why}")
+        if validate:
+            self._validate(first + stage.steps, metrics, validate)
+        self._save(optimizer, first + stage.steps, number)
+
+    def _save(self, optimizer: Any, step: int, stage: int) -> Path:
+        folder = self.out / "checkpoints"
+        if not self.accelerator.is_main_process:
+            return folder
+        return save_checkpoint(folder, self.model, optimizer, {"step": step, "stage": stage})
+
+    def _validate(self, step: int, metrics: Metrics, validate: Callable[[int], dict[str, float]]) -> None:
+        projector: Any = self.model.projector
+        candidates = getattr(projector, "candidates", None)
+        if candidates is not None:
+            projector.restrict(None)
+        metrics.add({"step": step, **validate(step)}, show=True)
+        if candidates is not None:
+            projector.restrict(candidates)
+
+    def _interrupt(self, *_: Any) -> None:
+        if self.interrupted:  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self.interrupted = True
+        _say("\nfinishing this step, then saving a checkpoint (Ctrl-C again stops at once)")
+
+
+class Metrics:
+    """``metrics.jsonl``, TensorBoard and the screen. On resume, rows after the checkpoint are dropped."""
+
+    def __init__(self, out: Path, start: int, total: int, active: bool) -> None:
+        self.total, self.start, self.active, self.began = total, start, active, time.perf_counter()
+        if not active:
+            return
+        path = out / "metrics.jsonl"
+        rows = path.read_text().splitlines() if start and path.is_file() else []
+        kept = [row for row in rows if json.loads(row)["step"] <= start]
+        path.write_text("".join(row + "\n" for row in kept))
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.board = SummaryWriter(out / "tensorboard", purge_step=start or None)
+
+    def add(self, row: dict[str, Any], show: bool) -> None:
+        if not self.active:
+            return
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self.board.add_scalar(name, value, row["step"])
+        if show:
+            step = row["step"]
+            spent = time.perf_counter() - self.began
+            left = spent / max(1, step - self.start) * (self.total - step)
+            names = [n for n in row if n in ("loss", "ctc", "ce", "scale_mean") or n.startswith("valid")]
+            shown = "  ".join(f"{name} {row[name]:.3f}" for name in names)
+            _say(f"step {step}/{self.total}  {shown}  {spent / 60:.1f} min, {left / 60:.1f} min left")
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            self.board.close()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,93 @@
+"""What is minimised: ``ctc`` on the lexical frame scores, ``ce`` on what the frozen LLM writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..model import SteerMoEForConditionalGeneration
+from ..processing import SteerMoEProcessor
+from .recipe import Stage
+
+
+class Objectives(nn.Module):
+    """The weighted sum of a stage's objectives; one encoder pass serves all of them."""
+
+    def __init__(self, model: SteerMoEForConditionalGeneration, stage: Stage) -> None:
+        super().__init__()
+        self.model, self.weights = model, stage.objectives
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """-> ``loss`` and each objective's own value."""
+        model, losses = self.model, {}
+        h, lengths = model.encode(batch["input_features"], batch["feature_lengths"])
+        if "ctc" in self.weights:
+            losses["ctc"] = model.projector.ctc_loss(h, lengths, batch["targets"])  # type: ignore[operator,union-attr]
+        if "ce" in self.weights:
+            # Candidates only bound the cost of ctc; the LLM must meet what reading out will give it.
+            restricted = _unrestrict(model.projector)
+            audios = model.hear_frames(h, lengths, batch["audio_windows"])
+            if restricted is not None:
+                model.projector.restrict(restricted)  # type: ignore[operator,union-attr]
+            losses["ce"] = model(
+                batch["input_ids"],
+                batch["attention_mask"],
+                audios=audios,
+                labels=batch["labels"],
+                with_prompt=model.config.prompt_vectors > 0,
+            ).loss
+        losses["loss"] = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+        return losses
+
+
+def _unrestrict(projector: Any) -> Tensor | None:
+    candidates = getattr(projector, "candidates", None)
+    if candidates is not None:
+        projector.restrict(None)
+    return candidates
+
+
+def collate(
+    processor: SteerMoEProcessor, clips: Sequence[np.ndarray], texts: Sequence[str], stage: Stage
+) -> dict[str, Any]:
+    """Clips and their transcripts as one batch for ``Objectives``."""
+    if "ce" in stage.objectives:
+        prompts = [
+            processor.answered(processor.transcription(clip), text) for clip, text in zip(clips, texts, strict=True)
+        ]
+        batch: dict[str, Any] = processor.batch(prompts)
+    else:
+        batch = processor.features(clips)
+    return {**batch, "targets": [processor.tokens(text) for text in texts]}
+
+
+def candidate_tokens(processor: SteerMoEProcessor, texts: Sequence[str], extra: int, seed: int, size: int) -> Tensor:
+    """Sorted ids of every token in ``texts`` and ``extra`` others of the ``size`` there are."""
+    used = {token for text in texts for token in processor.tokens(text)}
+    others = np.setdiff1d(np.arange(size), np.fromiter(used, int))
+    drawn = np.random.default_rng(seed).choice(others, min(extra, len(others)), replace=False)
+    return torch.tensor(sorted(used | set(drawn.tolist())))
+
+
+def groups(model: SteerMoEForConditionalGeneration, stage: Stage) -> list[dict[str, Any]]:
+    """Optimizer groups as in the paper; also sets ``requires_grad`` to what this stage trains."""
+    rates = {"vectors": stage.rates.vectors, "router": stage.rates.router}
+    rates |= {"projector": stage.rates.projector, "prompt": stage.rates.prompt}
+    chosen: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in model.named_parameters():
+        if not name.startswith(model.ADAPTER):
+            continue
+        parameter.requires_grad_(name.startswith(tuple(stage.trains)) and parameter.numel() > 0)
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("steering.router"):
+            chosen["router"].append(parameter)
+        elif name.startswith("steering."):
+            chosen["vectors"].append(parameter)
+        else:
+            chosen["prompt" if name.startswith("prompt_vectors") else "projector"].append(parameter)
+    return [{"params": p, "lr": rates[n], "name": n, "peak": rates[n]} for n, p in chosen.items() if p]

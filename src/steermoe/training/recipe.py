@@ -1,0 +1,139 @@
+"""A run in one YAML file: the pair and its steering, the data, and one or more stages of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import SteerMoEConfig, build
+from ..errors import UsageError
+
+OBJECTIVES = ("ctc", "ce")
+PARTS = ("steering", "projector", "prompt_vectors")
+
+
+@dataclass
+class Rates:
+    """Learning rates by group; the paper's are 1e-2, 1e-3 and 1e-4."""
+
+    vectors: float = 1e-2
+    """Steering vectors and layer scales."""
+    router: float = 1e-3
+    projector: float = 1e-4
+    prompt: float = 1e-2
+    """Learned prompt vectors."""
+
+
+@dataclass
+class Stage:
+    """Some steps of one objective over some of the parts."""
+
+    steps: int = 1000
+    objectives: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
+    """Weights of `ctc` and `ce`."""
+    trains: list[str] = field(default_factory=lambda: ["steering", "projector"])
+    """Parts that learn: steering, projector, prompt_vectors."""
+    rates: Rates = field(default_factory=Rates)
+    warmup: int = 50
+    """Steps of linear warm-up; then a cosine to `floor` of the rate."""
+    floor: float = 0.02
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest gradient norm."""
+    batch_seconds: float = 100.0
+    """Audio in one batch."""
+
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                raise UsageError(f"objectives: {name!r} is none of {', '.join(OBJECTIVES)}")
+        for name in self.trains:
+            if name not in PARTS:
+                raise UsageError(f"trains: {name!r} is none of {', '.join(PARTS)}")
+        if self.steps < 1 or self.batch_seconds <= 0:
+            raise UsageError(f"steps={self.steps}, batch_seconds={self.batch_seconds}: both must be positive")
+
+
+@dataclass
+class Data:
+    """What is heard."""
+
+    train: list[str] = field(default_factory=lambda: ["synth:train"])
+    """Sources (NAME[:SPLIT]) or manifests."""
+    valid: str | None = None
+    valid_clips: int = 96
+    min_words: int = 1
+    max_clip_seconds: float = 30.0
+    """Longer clips are left out, and counted."""
+    augment: bool = False
+    """Noise, band limits and gain, drawn per clip and step."""
+    extra_candidates: int = 2000
+    """Tokens outside the training text that `ctc` also scores."""
+
+
+@dataclass
+class Recipe:
+    """Everything `steermoe train` needs."""
+
+    model: SteerMoEConfig = field(default_factory=SteerMoEConfig)
+    data: Data = field(default_factory=Data)
+    stages: list[Stage] = field(default_factory=lambda: [Stage()])
+    out: str = "runs/unnamed"
+    seed: int = 0
+    log_every: int = 10
+    valid_every: int = 200
+    checkpoint_every: int = 100
+    threads: int = 0
+    """CPU threads for torch; 0 leaves its default."""
+
+    def __post_init__(self) -> None:
+        lexical = self.model.projector == "lexical"
+        for stage in self.stages:
+            if "ctc" in stage.objectives and not lexical:
+                raise UsageError(f"objective ctc needs projector: lexical, not {self.model.projector}")
+            if "ce" in stage.objectives and lexical and "projector" in stage.trains and "ctc" not in stage.objectives:
+                raise UsageError("ce alone gives a lexical projector no gradient: keep ctc in objectives")
+            if "prompt_vectors" in stage.trains and not self.model.prompt_vectors:
+                raise UsageError("trains: prompt_vectors, but model.prompt_vectors is 0")
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe; ``overrides`` are ``dotted.key=value``, values read as YAML.
+
+    Raises UsageError that names the file and key; an unknown key comes with its nearest known one.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UsageError(f"override {override!r}: write it as key=value, such as stages.0.steps=200")
+        _override(content, key.split("."), yaml.safe_load(value), override)
+    return build(Recipe, content, str(path))
+
+
+def _override(content: Any, keys: list[str], value: Any, said: str) -> None:
+    for key in keys[:-1]:
+        if isinstance(content, list):
+            if not key.isdigit() or int(key) >= len(content):
+                raise UsageError(f"override {said!r}: {key!r} is no item of a list of {len(content)}")
+            content = content[int(key)]
+        else:
+            content = content.setdefault(key, {})
+    if isinstance(content, list):
+        if not keys[-1].isdigit() or int(keys[-1]) >= len(content):
+            raise UsageError(f"override {said!r}: {keys[-1]!r} is no item of a list of {len(content)}")
+        content[int(keys[-1])] = value
+    elif isinstance(content, dict):
+        content[keys[-1]] = value
+    else:
+        raise UsageError(f"override {said!r}: {'.'.join(keys[:-1])} holds no keys")

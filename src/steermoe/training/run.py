@@ -1,0 +1,62 @@
+"""From a recipe to a trained adapter: what `steermoe train` calls."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..data import load_source
+from ..errors import UsageError
+from ..evaluation.scoring import score
+from ..inference.ears import Ears, from_model
+from ..model import SteerMoEForConditionalGeneration
+from .loop import Trainer
+from .recipe import Recipe
+
+
+def new_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
+    """The recipe's pair with a fresh adapter, drawn from its seed."""
+    settings = {k: v for k, v in vars(recipe.model).items() if k not in ("encoder", "llm")}
+    torch.manual_seed(recipe.seed)
+    return SteerMoEForConditionalGeneration.from_pair(recipe.model.encoder, recipe.model.llm, **settings)
+
+
+def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] | None:
+    """Numbers on a fixed draw of the validation source: WER of the text that is heard, and of what the LLM writes."""
+    if recipe.data.valid is None:
+        return None
+    clips = load_source(recipe.data.valid)
+    clips = random.Random(0).sample(clips, min(recipe.data.valid_clips, len(clips)))
+    clips.sort(key=lambda clip: clip.duration or 0.0)
+    audio, texts = [clip.load() for clip in clips], [clip.text for clip in clips]
+    total = sum(stage.steps for stage in recipe.stages)
+
+    def validate(step: int) -> dict[str, float]:
+        numbers = {}
+        if ears.config.projector == "lexical":
+            numbers["valid_wer_heard"] = score(texts, list(ears.hear(audio, sampling_rate=16_000))).metrics()["wer"]
+        # Before its prompt vectors have learned, the LLM does not know what is asked of it.
+        if not recipe.model.prompt_vectors or step == total:
+            numbers["valid_wer"] = score(texts, list(ears.transcribe(audio, sampling_rate=16_000))).metrics()["wer"]
+        return numbers
+
+    return validate
+
+
+def train(recipe: Recipe, resume: bool = False, init_from: str | None = None) -> Path:
+    """Run ``recipe``; returns the adapter's folder. ``init_from`` starts from another adapter of the same pair."""
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    model = new_model(recipe)
+    if init_from is not None:
+        from ..adapter import load_tensors
+        from ..inference.ears import find_adapter
+
+        if resume:
+            raise UsageError("--init-from starts a run and --resume continues one: give one of them")
+        load_tensors(model, find_adapter(init_from))
+    ears = from_model(model, recipe.out)
+    return Trainer(recipe, model, ears.processor).run(resume, validator(recipe, ears))

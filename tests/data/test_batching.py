@@ -1,0 +1,125 @@
+"""Batches keep to their budget and lose nothing; loading keeps order and counts what is broken."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steermoe.data import Example
+from steermoe.data.batching import by_duration, durations_of, load_batches
+from steermoe.errors import AudioError, DataError
+
+lengths = st.lists(st.floats(0.05, 40.0, allow_nan=False), max_size=120)
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths, st.floats(1.0, 120.0), st.integers(0, 99), st.integers(0, 3), st.none() | st.integers(1, 9))
+def test_every_index_once_within_the_budget(
+    durations: list[float], budget: float, seed: int, epoch: int, most: int | None
+) -> None:
+    batches = by_duration(durations, budget, seed, epoch, most)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(durations)))
+    assert batches == by_duration(durations, budget, seed, epoch, most)
+    for batch in batches:
+        assert len(batch) == 1 or max(durations[i] for i in batch) * len(batch) <= budget
+        assert most is None or len(batch) <= most
+
+
+def test_batches_are_full_alike_and_new_every_epoch() -> None:
+    rng = np.random.default_rng(0)
+    durations = rng.uniform(0.5, 15.0, 2_000).tolist()
+    batches = by_duration(durations, 60.0, seed=1)
+    padded = sum(len(b) * max(durations[i] for i in b) for b in batches)
+    assert padded < 1.15 * sum(durations)  # little padding
+    assert len(batches) < 1.25 * sum(durations) / 60  # few batches that are not full
+    means = [np.mean([durations[i] for i in b]) for b in batches]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.2  # not from short to long
+    others = by_duration(durations, 60.0, seed=1, epoch=1), by_duration(durations, 60.0, seed=2)
+    for other in others:
+        assert other != batches
+        assert not {tuple(sorted(b)) for b in other if len(b) > 2} & {tuple(sorted(b)) for b in batches if len(b) > 2}
+
+
+@pytest.mark.parametrize(("seconds", "items"), [(0.0, None), (-1.0, None), (float("nan"), None), (9.0, 0)])
+def test_a_batch_must_have_room(seconds: float, items: int | None) -> None:
+    with pytest.raises(DataError, match="must have room"):
+        by_duration([1.0], seconds, max_items=items)
+
+
+def clips(count: int) -> list[Example]:
+    return [Example(id=str(i), audio=Path(f"{i}.wav"), text="") for i in range(count)]
+
+
+def test_loading_keeps_order_whatever_the_threads_do() -> None:
+    examples, batches = clips(40), by_duration([1.0] * 40, 4.0, seed=3)
+
+    def load(example: Example) -> int:
+        time.sleep(0.001 * (int(example.id) % 5))
+        return int(example.id)
+
+    loaded = list(load_batches(examples, batches, load, workers=4))
+    assert [b.items for b in loaded] == [b.indices for b in loaded] == batches
+    assert [b.number for b in loaded] == list(range(len(batches)))
+    resumed = list(load_batches(examples, batches[6:], load))
+    assert [b.items for b in resumed] == batches[6:]
+
+
+def test_broken_files_are_skipped_and_listed() -> None:
+    def load(example: Example) -> str:
+        if example.id in ("5", "6", "7"):
+            raise AudioError(f"{example.audio}: broken")
+        return example.id
+
+    batches = [[i, i + 1] for i in range(0, 400, 2)]
+    loader = load_batches(clips(400), batches, load)
+    loaded = list(loader)
+    assert loader.skipped == [(5, "5.wav: broken"), (6, "6.wav: broken"), (7, "7.wav: broken")]
+    assert [b.indices for b in loaded[:3]] == [[0, 1], [2, 3], [4]]
+    assert loaded[3].number == 4 and loaded[3].items == ["8", "9"]  # batch 3 is empty and left out
+    with pytest.raises(DataError, match=r"3 of 400 audio files cannot be read, more than 0\.5%.*7\.wav"):
+        list(load_batches(clips(400), batches, load, max_skipped=0.005))
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    def load(example: Example) -> str:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        list(load_batches(clips(4), [[0], [1]], load))
+
+
+def test_works_ahead_but_not_without_limit_and_stops_with_its_reader() -> None:
+    started: list[str] = []
+    before = threading.active_count()
+
+    def load(example: Example) -> str:
+        started.append(example.id)
+        return example.id
+
+    batches = iter(load_batches(clips(100), [[i] for i in range(100)], load, workers=2))
+    assert next(batches).items == ["0"]
+    time.sleep(0.05)
+    assert 2 <= len(started) <= 6
+    batches.close()  # type: ignore[attr-defined]
+    assert len(started) <= 6 and threading.active_count() == before
+
+
+def test_durations_come_from_the_manifest_or_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(24_000), 16_000)
+    examples = [
+        Example("a", path, ""),
+        Example("b", path, "", start=0.5),
+        Example("c", path, "", start=0.5, end=1.0),
+        Example("d", tmp_path / "absent.wav", "", duration=7.0),
+    ]
+    assert durations_of(examples) == [1.5, 1.0, 0.5, 7.0]
+    with pytest.raises(AudioError, match="no such file"):
+        durations_of([Example("e", tmp_path / "absent.wav", "")])

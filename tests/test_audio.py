@@ -1,0 +1,223 @@
+"""Whatever a user hands over becomes 16 kHz mono float32, or an AudioError of one line that helps."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steermoe.audio import RATE, decode, duration, find_audio, windows
+from steermoe.errors import AudioError
+
+
+def tone(seconds: float, rate: int = RATE, hertz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def wav(samples: np.ndarray, rate: int = RATE, **kw: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, **({"format": "WAV", "subtype": "PCM_16"} | kw))
+    return file.getvalue()
+
+
+def refused(source: object, **kw: object) -> str:
+    with pytest.raises(AudioError) as info:
+        decode(source, **kw)  # type: ignore[arg-type]
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "format", "subtype", "rate"),
+    [
+        (".wav", "WAV", "PCM_16", 16_000),
+        (".wav", "WAV", "PCM_U8", 8_000),
+        (".wav", "WAV", "FLOAT", 192_000),
+        (".flac", "FLAC", "PCM_24", 48_000),
+        (".mp3", "MP3", "MPEG_LAYER_III", 44_100),
+        (".ogg", "OGG", "VORBIS", 22_050),
+        (".opus", "OGG", "OPUS", 48_000),
+        (".aiff", "AIFF", "PCM_16", 11_025),
+    ],
+)
+def test_formats_and_rates(tmp_path: Path, suffix: str, format: str, subtype: str, rate: int) -> None:
+    path = tmp_path / f"tone{suffix}"
+    soundfile.write(path, tone(1.5, rate), rate, format=format, subtype=subtype)
+    samples = decode(path)
+    assert samples.dtype == np.float32 and samples.ndim == 1 and samples.flags.c_contiguous
+    assert abs(len(samples) - 1.5 * RATE) < 0.1 * RATE
+    middle = samples[RATE // 2 : RATE]
+    spectrum = np.abs(np.fft.rfft(middle))
+    assert abs(np.argmax(spectrum) * RATE / len(middle) - 440) < 4  # the same pitch: the rate was understood
+    assert 0.4 < np.abs(middle).max() < 0.6  # and the same loudness
+    assert abs(duration(path) - 1.5) < 0.1
+
+
+def test_path_bytes_file_object_and_array_are_one(tmp_path: Path) -> None:
+    data = wav(tone(0.5))
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    expected = decode(path)
+    assert len(expected) == RATE // 2
+    with open(path, "rb") as file:
+        for source in (str(path), data, io.BytesIO(data), file):
+            assert np.array_equal(decode(source), expected)
+    assert np.array_equal(decode(soundfile.read(path, dtype="int16")[0], sampling_rate=RATE), expected)
+
+
+def test_channels_are_averaged() -> None:
+    left, right = tone(0.2, hertz=300), tone(0.2, hertz=500)
+    both = np.stack([left, right], axis=1)
+    mean = (left + right) / 2
+    for source in (both, both.T):
+        assert np.allclose(decode(source, sampling_rate=RATE), mean, atol=1e-6)
+    assert np.allclose(decode(wav(both, subtype="FLOAT")), mean, atol=1e-6)
+    six = np.repeat(left[:, None], 6, axis=1)
+    assert np.allclose(decode(wav(six, subtype="FLOAT")), left, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "uint8", "uint16", "float64", "float16"])
+def test_array_types_are_scaled(kind: str) -> None:
+    samples = tone(0.1)
+    if np.dtype(kind).kind == "f":
+        array = samples.astype(kind)
+    else:
+        half = 2 ** (8 * np.dtype(kind).itemsize - 1)
+        array = (np.round(samples.astype(np.float64) * half) + (half if kind[0] == "u" else 0)).astype(kind)
+    assert np.abs(decode(array, sampling_rate=RATE) - samples).max() < (0.01 if kind.endswith("8") else 1e-3)
+
+
+def test_resampling_in_blocks_equals_resampling_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import soxr
+
+    samples = np.random.default_rng(0).normal(0, 0.1, 44_100 * 2).astype(np.float32)
+    data = wav(samples, 44_100, subtype="FLOAT")
+    monkeypatch.setattr("steermoe.audio.BLOCK", 7_001)
+    got, expected = decode(data), soxr.resample(samples, 44_100, RATE)
+    assert len(got) == len(expected) == 2 * RATE
+    assert np.abs(got - expected).max() < 1e-5
+
+
+def test_start_and_end_choose_a_part() -> None:
+    samples = np.arange(RATE, dtype=np.int16)
+    part = decode(wav(samples), start=0.25, end=0.5)
+    assert np.array_equal(part * 32768, samples[RATE // 4 : RATE // 2])
+    assert np.array_equal(decode(samples, sampling_rate=RATE, start=0.25, end=0.5), part)
+    assert "lies outside its 1.00 s" in refused(wav(samples), start=2.0)
+    assert "lies outside" in refused(wav(samples), start=0.5, end=2.0)
+    assert "start < end" in refused(wav(samples), start=0.5, end=0.25)
+    assert len(decode(wav(samples), start=0.5, max_duration=0.6)) == RATE // 2  # the limit is for the part
+
+
+def test_refuses_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("once upon a time\n" * 50)
+    for name, why in {
+        "absent.wav": "no such file",
+        "": "is a folder",
+        "empty.wav": "empty file (0 bytes)",
+        "text.wav": "not audio",
+    }.items():
+        message = refused(tmp_path / name)
+        assert why in message and str(tmp_path / name) in message
+    assert "empty (0 bytes)" in refused(b"")
+    assert "convert it to FLAC" in refused(b"\x00" * 500)
+    assert "binary mode" in refused(io.StringIO("abc"))
+    assert "from list" in refused([0.0, 1.0])
+
+
+def test_refuses_truncated_flac(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE * 3)
+    path = tmp_path / "cut.flac"
+    soundfile.write(path, noise, RATE)
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, len(whole) - 2_000):
+        path.write_bytes(whole[:size])
+        message = refused(path)
+        assert "copy it again" in message and str(path) in message
+    path.write_bytes(whole[: len(whole) // 2] + b"\xa5" * 5_000 + whole[len(whole) // 2 + 5_000 :])
+    assert len(refused(path)) < 300
+
+
+def test_refuses_no_samples_and_samples_that_are_no_numbers() -> None:
+    assert "no samples" in refused(wav(np.zeros(0)))
+    assert "no samples" in refused(np.zeros(0, np.float32), sampling_rate=RATE)
+    for bad in (np.nan, np.inf):
+        samples = tone(0.1)
+        samples[100] = bad
+        assert "NaN or infinite" in refused(samples, sampling_rate=RATE)
+        assert "NaN or infinite" in refused(wav(samples, 44_100, subtype="FLOAT"))
+
+
+def test_refuses_arrays_it_cannot_understand() -> None:
+    assert "pass sampling_rate=" in refused(tone(0.1))
+    assert "sampling rate of 0" in refused(tone(0.1), sampling_rate=0)
+    assert "3 axes" in refused(np.zeros((2, 2, 2), np.float32), sampling_rate=RATE)
+    assert "complex" in refused(np.zeros(9, complex), sampling_rate=RATE)
+
+
+def test_too_long_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    data = wav(tone(3.0))
+    assert len(decode(data, max_duration=3.0)) == 3 * RATE
+    monkeypatch.setattr("steermoe.audio._blocks", fail)
+    message = refused(data, max_duration=2.5)
+    assert "3.0 s" in message and "--max-duration" in message
+    assert "--max-duration" in refused(tone(3.0), sampling_rate=RATE, max_duration=2.5)
+
+
+def test_a_stream_of_unknown_length_is_decoded_and_limited() -> None:
+    data = bytearray(wav(tone(1.0), format="FLAC"))
+    data[21] &= 0xF0  # the total number of samples in STREAMINFO: 36 bits, 0 = unknown
+    data[22:26] = bytes(4)
+    try:
+        assert len(decode(bytes(data))) == RATE
+    except AudioError as error:  # a libsndfile that does not read such files must still say so in one line
+        assert "\n" not in str(error)
+    else:
+        assert "--max-duration" in refused(bytes(data), max_duration=0.5)
+
+
+def test_find_audio(tmp_path: Path) -> None:
+    for name in ("b.wav", "a.FLAC", "notes.txt", ".hidden.wav"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.wav").mkdir()
+    assert [p.name for p in find_audio(tmp_path)] == ["a.FLAC", "b.wav"]
+    assert find_audio(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]  # a file that is named is taken at its word
+    for path, why in ((tmp_path / "none", "no such file"), (tmp_path / "folder.wav", "no audio in this folder")):
+        with pytest.raises(AudioError, match=why):
+            find_audio(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 3 * RATE), st.floats(1 / RATE, 2.0, allow_nan=False), st.integers(0, 2**32 - 1), st.booleans())
+def test_windows_lose_nothing(length: int, seconds: float, seed: int, silent: bool) -> None:
+    samples = np.random.default_rng(seed).normal(size=length).astype(np.float32)
+    if silent:
+        samples[length // 3 :] = 0
+    if length > 500 * seconds * RATE:
+        samples = samples[: int(500 * seconds * RATE)]
+    pieces = windows(samples, seconds)
+    assert np.array_equal(np.concatenate(pieces), samples)
+    longest = int(seconds * RATE)
+    assert all(len(piece) <= longest for piece in pieces)
+    assert all(len(piece) >= max(1, longest * 4 // 5) for piece in pieces[:-1])
+    assert len(pieces) == 1 or all(len(piece) for piece in pieces)
+
+
+def test_windows_cut_in_the_pause() -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, 50 * RATE).astype(np.float32)
+    samples[27 * RATE : int(27.4 * RATE)] *= 0.01
+    first, second = windows(samples, 30.0)
+    assert 27 * RATE < len(first) < 27.4 * RATE
+    assert len(first) + len(second) == len(samples)
+    assert len(windows(samples[: 30 * RATE], 30.0)) == 1
+    with pytest.raises(AudioError, match="use 30"):
+        windows(samples, 0.0)
