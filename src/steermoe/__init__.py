@@ -17,11 +17,9 @@ _HOME = {
     "SteerMoEConfig": "config",
     "SteerMoEForConditionalGeneration": "model",
     "SteerMoEProcessor": "processing",
-    **dict.fromkeys(
-        ["SteerMoEError", "UsageError", "AudioError", "FetchError", "AdapterError", "DataError"], "errors"
-    ),
+    **dict.fromkeys(["SteerMoEError", "UsageError", "AudioError", "FetchError", "AdapterError", "DataError"], "errors"),
 }
-__all__ = list(_HOME)  # noqa: PLE0604
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

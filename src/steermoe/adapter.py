@@ -89,7 +89,9 @@ def save(model: SteerMoEForConditionalGeneration, folder: str | Path, trained: d
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except Exception as error:  # safetensors raises its own class for a full disk
-        raise AdapterError(f"cannot save the adapter in {folder}: {error}; what was there before is untouched") from None
+        raise AdapterError(
+            f"cannot save the adapter in {folder}: {error}; what was there before is untouched"
+        ) from None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -134,7 +136,11 @@ def load_tensors(model: SteerMoEForConditionalGeneration, folder: str | Path) ->
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise AdapterError(f"{path}: missing tensors {missing or 'none'}, unknown tensors {extra or 'none'}")
-    wrong = [f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}" for k in own if own[k].shape != tensors[k].shape]
+    wrong = [
+        f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if own[k].shape != tensors[k].shape
+    ]
     if wrong:
         raise AdapterError(f"{path}: wrong shapes: {', '.join(wrong)}; was it trained for another pair?")
     with torch.no_grad():

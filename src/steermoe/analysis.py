@@ -113,7 +113,7 @@ def plot_gates(
                             extent=(0, len(gate) / frame_rate, experts, 0))  # fmt: skip
         label = f"layer {layer + 1}"
         if scales is not None:
-            label += f"{chr(10) if strip > 0.4 else '  '}α {scales[layer]:.2f}"  # noqa: RUF001 - the paper's letter
+            label += f"{chr(10) if strip > 0.4 else '  '}α {scales[layer]:.2f}"
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7.5, color=ink)
         axis.yaxis.set_label_coords(-0.022, 0.5)
         if strip > 0.4 and experts <= 16:

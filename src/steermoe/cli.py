@@ -31,13 +31,17 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, help: str, adapter: bool = False, as_json: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         if adapter:
-            sub.add_argument("--adapter", default="tiny", metavar="A", help="folder, hub id@commit, or a shipped name (tiny)")
+            sub.add_argument(
+                "--adapter", default="tiny", metavar="A", help="folder, hub id@commit, or a shipped name (tiny)"
+            )
         if as_json:
             sub.add_argument("--json", action="store_true", help="one JSON value as the last line of stdout")
         return sub
 
     sub = command("fetch", "fetch frozen models and data, verified by SHA-256")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="model, or source such as fotaq (default: what `tiny` needs)")
+    sub.add_argument(
+        "names", nargs="*", metavar="NAME", help="model, or source such as fotaq (default: what `tiny` needs)"
+    )
 
     sub = command("train", "train an adapter from a recipe")
     sub.add_argument("config", help="YAML recipe; further key=value arguments override it")
@@ -192,7 +196,9 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
             print(f"error: {error}", file=sys.stderr)
             continue
         seconds = time.perf_counter() - began
-        rows.append({"path": name, "text": text, "seconds": round(seconds, 3), "duration": round(len(samples) / 16_000, 3)})
+        rows.append(
+            {"path": name, "text": text, "seconds": round(seconds, 3), "duration": round(len(samples) / 16_000, 3)}
+        )
         if not arguments.json:
             print(text if len(sources) == 1 else f"{name}\t{text}", flush=True)
     if failed is not None:

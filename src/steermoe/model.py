@@ -105,15 +105,32 @@ class SteerMoEForConditionalGeneration(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {k: p for k, p in self.named_parameters() if p.requires_grad and p.numel()}
 
-    def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel (B, mels, T) and frame counts (B,) -> steered frames (B, T', D), lengths (B,)."""
+    @property
+    def first_steered(self) -> int:
+        """Index of the first layer whose output is steered; below it nothing ever depends on what is trained."""
+        count = len(self.frames.layers)
+        chosen = self.config.steer_layers if self.config.steer_layers is not None else range(count)
+        return min((i % count for i in chosen), default=count) if self.steering is not None else count
+
+    def enter(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-mel (B, mels, T), (B,) -> what enters the first steered layer (B, T', D) and lengths (B,): frozen."""
+        with torch.no_grad():
+            h, lengths = self.frames.stem(features, lengths)
+            return self.frames.run(h, lengths, 0, self.first_steered), lengths
+
+    def leave(self, h: Tensor, lengths: Tensor) -> Tensor:
+        """From ``enter`` to the steered frames (B, T', D), final LayerNorm included (unless pooling comes before it)."""
         steered = self.steering is not None and any(p.requires_grad for p in self.steering.parameters())
-        learning = torch.is_grad_enabled() and steered  # else no graph is kept through the encoder
-        with torch.set_grad_enabled(learning):
-            h, lengths = self.frames(features, lengths)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and steered):  # else no graph through the encoder
+            h = self.frames.run(h, lengths, self.first_steered)
         if not self.config.pool_before_norm and self.frames.final_norm is not None:
             h = self.frames.final_norm(h)
-        return h, lengths
+        return h
+
+    def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-mel (B, mels, T) and frame counts (B,) -> steered frames (B, T', D), lengths (B,)."""
+        h, lengths = self.enter(features, lengths)
+        return self.leave(h, lengths), lengths
 
     def project(self, h: Tensor, lengths: Tensor) -> Projected:
         """Frames (B, T', D) of ``encode`` -> audio tokens (B, S, D_llm)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_reads_all_keys_and_paths_relative_to_the_manifest(folder: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"audio": "clips/a.wav", "text": "Grüß Gott\u2028zwei"},
         {"audio": str(folder / "clips" / "a.wav"), "text": "", "duration": 1, "speaker": "S", "language": "de",
          "prompt": "Say it.", "start": 0.25, "end": 0.5, "id": "x", "slots": {"size": "big"}},

@@ -85,7 +85,7 @@ def test_no_place_to_remember_is_no_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(UsageError, match="no model.safetensors"):
+    with pytest.raises(UsageError, match=r"no model\.safetensors"):
         weight_files(tmp_path)
 
 
@@ -100,5 +100,5 @@ def test_an_absent_shard_is_named(tmp_path: Path) -> None:
 def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
     file = folder_of(tmp_path / "m", a=A) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(FetchError, match="model.safetensors: broken or no safetensors file"):
+    with pytest.raises(FetchError, match=r"model\.safetensors: broken or no safetensors file"):
         weights_digest(file.parent)

@@ -39,7 +39,7 @@ def _build(scratch: Path) -> None:
     import soundfile
 
     try:
-        from G722 import G722
+        from G722 import G722  # type: ignore[import-not-found]
     except ImportError:
         raise DataError("asterisk: its audio is G.722, which the package G722 decodes; pip install G722") from None
     sounds = unpacked(SOUNDS) / "usr/share/asterisk/sounds/en_US_f_Allison"

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import DataError
 from ..packages import build_once, cache_root
 from .manifest import Example, read_manifest
-from .texts import wordnet_texts
+from .texts import simple_texts, wordnet_texts
 from .tts import ENGINES, Engine, Kokoro
 
 SHARD = 200
@@ -33,20 +33,21 @@ MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
 FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
 # Kokoro voices that training never hears, for tests on unheard voices.
 HELD_OUT = ("af_sky", "am_onyx", "bf_lily", "bm_george")
-RECIPE = "wordnet-v1"
+TEXTS = {"wordnet-v1": wordnet_texts, "simple-v1": simple_texts}
+RECIPE, SIMPLE = TEXTS
 DEFAULT_SHARDS = 40
 VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
 
 
-def plan(index: int) -> dict[str, str | float]:
+def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     """Engine, voice, pace and vocal-tract factor of utterance ``index``.
 
     The factor r resamples the speech: pitch and formants times r (r < 1 is a larger speaker), pace made up
     for, which turns one recorded voice into many.
     """
-    rng = random.Random(f"{RECIPE}/{index}")
+    rng = random.Random(f"{recipe}/{index}")
     engine = rng.choices(list(MIX), list(MIX.values()))[0]
-    if engine == "kokoro" and index >= KOKORO_UNTIL:
+    if recipe == SIMPLE or (engine == "kokoro" and index >= KOKORO_UNTIL):
         engine = "hibari"
     pace, tract = rng.uniform(0.85, 1.2), 1.0
     if engine == "kokoro":
@@ -60,14 +61,14 @@ def plan(index: int) -> dict[str, str | float]:
     return {"engine": engine, "voice": voice, "pace": round(pace, 3), "tract": round(tract, 3)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _engine(name: str) -> Engine:
     return ENGINES[name]()
 
 
-@lru_cache(maxsize=1)
-def _texts() -> list[str]:
-    return wordnet_texts()
+@cache
+def _texts(recipe: str = RECIPE) -> list[str]:
+    return TEXTS[recipe]()
 
 
 def speak(text: str, engine: str, voice: str, pace: float, tract: float) -> np.ndarray:
@@ -80,59 +81,60 @@ def speak(text: str, engine: str, voice: str, pace: float, tract: float) -> np.n
     return (samples * (0.7 / max(float(np.abs(samples).max(initial=0.0)), 1e-4))).astype(np.float32)
 
 
-def make_shard(shard: int) -> Path:
+def make_shard(shard: int, recipe: str = RECIPE) -> Path:
     """Utterances [200 * shard, 200 * (shard + 1)) as FLAC files with a ``manifest.jsonl``."""
     import soundfile
 
     def build(folder: Path) -> None:
         with open(folder / "manifest.jsonl", "w", encoding="utf-8") as manifest:
             for index in range(shard * SHARD, (shard + 1) * SHARD):
-                text, how = _texts()[index], plan(index)
+                text, how = _texts(recipe)[index], plan(index, recipe)
                 samples = speak(text, **how)  # type: ignore[arg-type]
                 soundfile.write(folder / f"{index:06d}.flac", samples, RATE, subtype="PCM_16")
                 row = {"audio": f"{index:06d}.flac", "text": text, "duration": len(samples) / RATE}
                 manifest.write(json.dumps(row | {"speaker": f"{how['engine']}/{how['voice']}"}) + "\n")
 
-    return build_once(cache_root() / "data" / "synth" / RECIPE / f"shard-{shard:04d}", build)
+    return build_once(cache_root() / "data" / "synth" / recipe / f"shard-{shard:04d}", build)
 
 
-def make_shards(shards: int | Sequence[int], workers: int = 2) -> list[Path]:
+def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int = 2) -> list[Path]:
     """The shards asked for, or the first so many; made by ``workers`` processes where they are absent."""
     from rich.progress import track
 
     numbers = range(shards) if isinstance(shards, int) else shards
-    if numbers and (max(numbers) + 1) * SHARD > len(_texts()):
-        raise ValueError(f"shard {max(numbers)} is past the recipe's {len(_texts())} texts")
-    folder = cache_root() / "data" / "synth" / RECIPE
+    if numbers and (max(numbers) + 1) * SHARD > len(_texts(recipe)):
+        raise ValueError(f"shard {max(numbers)} is past the recipe's {len(_texts(recipe))} texts")
+    folder = cache_root() / "data" / "synth" / recipe
     absent = [shard for shard in numbers if not (folder / f"shard-{shard:04d}").exists()]
     if absent:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(make_shard, shard) for shard in absent]
+            jobs = [pool.submit(make_shard, shard, recipe) for shard in absent]
             for job in track(as_completed(jobs), "speaking", total=len(absent)):
                 job.result()
-    return [make_shard(shard) for shard in numbers]
+    return [make_shard(shard, recipe) for shard in numbers]
 
 
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
-    """The examples of ``train`` or ``valid`` among the first shards; ``root`` is not used.
+    """The examples of ``train``, ``valid`` or ``simple`` among the first shards; ``root`` is not used.
 
     ``train/40`` asks for 40 shards (8,000 utterances; 40 is also the default): those whose number modulo 20 is
     not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``. What is missing is made. No text is
-    on both sides: all texts differ. The voices are the same on both.
+    on both sides: all texts differ. The voices are the same on both. ``simple`` needs nothing but one wheel:
+    generated sentences, one voice.
     """
     name, _, number = split.partition("/")
+    recipe = SIMPLE if name == "simple" else RECIPE
     count = int(number) if number.isdecimal() else (0 if number else DEFAULT_SHARDS)
-    if name not in ("train", "valid") or not 1 <= count <= len(_texts()) // SHARD:
+    if name not in ("train", "valid", "simple") or not 1 <= count <= len(_texts(recipe)) // SHARD:
         raise DataError(
-            f"synth has no split {split!r}; it has train and valid, with a number of shards from 1 to "
-            f"{len(_texts()) // SHARD} if you like: synth:train/{DEFAULT_SHARDS}"
+            f"synth has no split {split!r}; it has train, valid and simple, with a number of shards from 1 to "
+            f"{len(_texts(recipe)) // SHARD} if you like: synth:train/{DEFAULT_SHARDS}"
         )
-    chosen = [i for i in range(count) if (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
+    chosen = [i for i in range(count) if name == "simple" or (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
     if not chosen:
         raise DataError(f"synth:{split}: the first {count} shards hold none for {name}; ask for {VALID_EVERY} or more")
-    shards = make_shards(chosen)
     return [
-        replace(example, id=f"synth-{example.audio.stem}", language="en")
-        for shard in shards
+        replace(example, id=f"{recipe}-{example.audio.stem}", language="en")
+        for shard in make_shards(chosen, recipe)
         for example in read_manifest(shard / "manifest.jsonl")
     ]

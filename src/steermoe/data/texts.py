@@ -13,15 +13,13 @@ from collections.abc import Iterator
 
 from ..packages import Package, unpacked
 
-WORDNET = Package(
-    "deb", "wordnet-base", "1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752"
-)
-ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+WORDNET = Package("deb", "wordnet-base", "1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752")
+ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen").split()
 ONES += ["seventeen", "eighteen", "nineteen"]
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+TENS = ("twenty thirty forty fifty sixty seventy eighty ninety").split()
 CALENDAR = (
-    "january february march april may june july august september october november december "
-    "monday tuesday wednesday thursday friday saturday sunday today tomorrow yesterday morning afternoon evening"
+    "january february march april may june july august september october november december monday tuesday "
+    "wednesday thursday friday saturday sunday today tomorrow yesterday morning afternoon evening"
 ).split()
 _PLAIN = re.compile(r"^[A-Za-z][A-Za-z' ,;-]*[A-Za-z.?!]$")
 
@@ -59,6 +57,13 @@ def _glosses() -> Iterator[tuple[list[str], str]]:
             yield lemmas, gloss.strip()
 
 
+def _number(rng: random.Random) -> str:
+    n = rng.choice([rng.randint(0, 99), rng.randint(100, 999), rng.randint(1000, 999_999)])
+    digits = " ".join(rng.choice(ONES[:10]) for _ in range(rng.randint(2, 7)))
+    letters = " ".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randint(2, 5)))
+    return as_sentence(rng.choice([number_in_words(n), digits, letters]))
+
+
 def wordnet_texts(seed: int = 0) -> list[str]:
     """All sentences, shuffled by ``seed``, without doubles: examples, definitions, word lists, numbers."""
     rng = random.Random(seed)
@@ -75,12 +80,45 @@ def wordnet_texts(seed: int = 0) -> list[str]:
     for _ in range(8000):
         pool = rng.choice([lemmas, lemmas, lemmas, CALENDAR])
         lists.append(as_sentence(", ".join(rng.sample(pool, rng.randint(1, 4)))))
-    for _ in range(3000):
-        n = rng.choice([rng.randint(0, 99), rng.randint(100, 999), rng.randint(1000, 999_999)])
-        digits = " ".join(rng.choice(ONES[:10]) for _ in range(rng.randint(2, 7)))
-        letters = " ".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randint(2, 5)))
-        lists.append(as_sentence(rng.choice([number_in_words(n), digits, letters])))
+    lists += [_number(rng) for _ in range(3000)]
     rng.shuffle(definitions)
     texts = list(dict.fromkeys(examples + definitions[: len(examples) // 2] + lists))
     rng.shuffle(texts)
     return texts
+
+
+WHO = (
+    "I you we they he she the_man the_woman my_mother his_brother her_sister our_teacher the_doctor the_king a_child"
+).split()
+DID = (
+    "saw found wanted heard had liked forgot remembered bought sold opened closed lost took brought kept "
+    "left loved feared followed asked_for looked_at waited_for talked_about thought_of"
+).split()
+WHAT = (
+    "house door window garden river mountain letter book story song horse dog cat bird boat ship train "
+    "road bridge town city friend stranger captain soldier money gold key table chair lamp fire water "
+    "bread dinner answer question secret idea plan picture map forest island sea storm night voice name "
+    "word"
+).split()
+LIKE = (
+    "old new little big small great dark bright long short good bad strange beautiful quiet poor rich red white"
+).split()
+WHEN = (
+    "again;last night;this morning;every day;in the winter;before dinner;at home;on the way;very much;too late"
+).split(";")
+
+
+def simple_texts(seed: int = 0) -> list[str]:
+    """8,000 generated sentences of common words, without doubles, for machines that can fetch nothing to read."""
+    rng = random.Random(seed)
+    texts: dict[str, None] = {}
+    while len(texts) < 8000:
+        words = [rng.choice(WHO), rng.choice(DID), rng.choice(["the", "a", "that", "his", "no"])]
+        words += rng.sample(LIKE, rng.randint(0, 2)) + [rng.choice(WHAT)]
+        if rng.random() < 0.4:
+            words += [rng.choice(["and", "but", "because", "when"]), rng.choice(WHO), rng.choice(DID), "it"]
+        if rng.random() < 0.4:
+            words.append(rng.choice(WHEN))
+        sentence = as_sentence(" ".join(words).replace("_", " "))
+        texts[_number(rng) if rng.random() < 0.1 else sentence] = None
+    return list(texts)

@@ -20,13 +20,14 @@ def find_layers(encoder: nn.Module, path: str | None = None) -> Sequence[nn.Modu
     """
     if path is not None:
         try:
-            return list(encoder.get_submodule(path))  # type: ignore[arg-type]
+            found_there: Any = encoder.get_submodule(path)
+            return list(found_there)
         except (AttributeError, TypeError):
             names = [n for n, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]
             raise UsageError(f"layers={path!r}: no list of layers there; this encoder has {', '.join(names)}") from None
     recorded: Any = (getattr(encoder, "_can_record_outputs", None) or {}).get("hidden_states")
     kinds = recorded if isinstance(recorded, (list, tuple)) else [recorded]
-    classes = tuple(getattr(kind, "target_class", kind) for kind in kinds if kind is not None)
+    classes: Any = tuple(getattr(kind, "target_class", kind) for kind in kinds if kind is not None)
     found = [m for m in encoder.modules() if classes and isinstance(m, classes)]
     if not found:
         raise UsageError(

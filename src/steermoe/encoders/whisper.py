@@ -19,7 +19,7 @@ from .discover import find_layers
 
 
 class WhisperFrames(nn.Module):
-    """Contract of every encoder here: ``features``, ``forward``, ``layers``, ``width``, ``window``, ``final_norm``.
+    """Contract of every encoder here: ``features``, ``stem``, ``run``, ``forward``, ``layers``, ``width``, ``window``, ``final_norm``.
 
     ``encoder`` is a transformers WhisperEncoder, ``extractor`` its WhisperFeatureExtractor.
     """
@@ -32,6 +32,8 @@ class WhisperFrames(nn.Module):
         self.width: int = encoder.config.d_model  # type: ignore[union-attr,assignment]
         self.sampling_rate: int = extractor.sampling_rate
         self.window: float = 2 * encoder.config.max_source_positions * extractor.hop_length / self.sampling_rate  # type: ignore[union-attr,operator]
+
+    rate = 50  # hidden states a second
 
     def features(self, clips: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Clips (N_i,) float32, at most ``window`` seconds -> log-mel (B, mels, T) and valid frames (B,).
@@ -51,27 +53,31 @@ class WhisperFrames(nn.Module):
         longest = int(lengths.max())
         return torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in mels]), lengths
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, mels, T), (B,) -> hidden states before the final LayerNorm (B, T', D) and their lengths (B,).
-
-        T' = ceil(T / 2), 50 frames a second.
-        """
+    def stem(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, mels, T), (B,) -> what enters the first layer (B, T', D), and lengths (B,); T' = ceil(T / 2), 50 a second."""
         encoder = self.encoder
         x = features.to(encoder.conv1.weight.dtype)
         x = F.gelu(encoder.conv1(x))  # (B, D, T)
-        inside = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
-        x = F.gelu(encoder.conv2(x * inside[:, None]))  # (B, D, T')
+        outside = torch.arange(x.shape[2], device=x.device) >= lengths[:, None]
+        x = F.gelu(encoder.conv2(x.masked_fill(outside[:, None], 0)))  # (B, D, T')
         h = x.transpose(1, 2)
-        frames = (lengths + 1) // 2
-        h = h + encoder.embed_positions.weight[: h.shape[1]]
+        return h + encoder.embed_positions.weight[: h.shape[1]], (lengths + 1) // 2
+
+    def run(self, h: Tensor, lengths: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Layers ``first`` to before ``last`` on h (B, T', D), padding masked."""
         mask = None
-        if int(frames.min()) < h.shape[1]:
-            valid = torch.arange(h.shape[1], device=h.device) < frames[:, None]
+        if int(lengths.min()) < h.shape[1]:
+            valid = torch.arange(h.shape[1], device=h.device) < lengths[:, None]
             mask = valid[:, None, None, :]  # (B, 1, 1, T'), True attends
-        for layer in self.layers:
+        for layer in self.layers[first:last]:
             h = layer(h, mask)
             h = h[0] if isinstance(h, tuple) else h
-        return h, frames
+        return h
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, mels, T), (B,) -> hidden states before the final LayerNorm (B, T', D) and their lengths (B,)."""
+        h, lengths = self.stem(features, lengths)
+        return self.run(h, lengths), lengths
 
     @property
     def final_norm(self) -> nn.Module:

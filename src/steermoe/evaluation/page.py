@@ -44,15 +44,16 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .scroll { overflow-x: auto; }
 .scroll:focus-visible, summary:focus-visible, audio:focus-visible { outline: 2px solid var(--accent);
   outline-offset: 2px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.93rem; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums;
+  font-size: 0.93rem; }
 th, td { padding: 0.42rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; font-size: 0.83rem; vertical-align: bottom; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); font-weight: 500;
   white-space: normal; min-width: 7.5rem; }
 tr.own th, tr.own td { font-weight: 650; }
 tr.group th { padding-top: 0.9rem; }
-tr.group span { position: sticky; left: 0.7rem; display: inline-block; max-width: min(40rem, 72vw); color: var(--accent);
-  font-weight: 650; }
+tr.group span { position: sticky; left: 0.7rem; display: inline-block; max-width: min(40rem, 72vw);
+  color: var(--accent); font-weight: 650; }
 tbody tr:last-child th, tbody tr:last-child td { border-bottom: 0; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 svg.range { display: block; margin-left: auto; width: 8.5rem; height: 0.9rem; color: var(--soft); }
@@ -62,7 +63,7 @@ img { max-width: 100%; height: auto; display: block; border-radius: 8px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 1.2rem; }
 .curves figure { margin-bottom: 0.6rem; } .curves figcaption { display: none; }
 .wide img { min-width: 38rem; }
-.clips { list-style: none; margin: 0; padding: 0; }
+.clips { list-style: none; margin: 1.2rem 0 0; padding: 0; }
 .clips > li { border-top: 1px solid var(--line); padding: 1rem 0; }
 .clips > li:first-child { border-top: 0; padding-top: 0.3rem; } .clips > li:last-child { padding-bottom: 0; }
 .head { display: flex; flex-wrap: wrap; gap: 0.2rem 0.9rem; align-items: baseline; }

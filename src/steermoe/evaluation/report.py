@@ -72,11 +72,11 @@ def worst_clips(rows: Sequence[Row], normalizer: str = "english", count: int = W
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"  # noqa: RUF001
+    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def _speed(rtfx: float | None) -> str:
-    return f"{rtfx:,.{0 if rtfx >= 100 else 1}f} x" if rtfx else "–"  # noqa: RUF001
+    return f"{rtfx:,.{0 if rtfx >= 100 else 1}f} x" if rtfx else "–"
 
 
 def _name(run: Mapping[str, Any]) -> str:
@@ -124,17 +124,17 @@ def _rates(runs: Sequence[Mapping[str, Any]]) -> str:
     widest = max(rates["interval"]["wer"][1] for run in runs for _, rates, _ in _systems(run)) or 1.0
     rows = []
     for run in runs:
-        about = f"{_name(run)}: {run.get('data') or 'data'}, {run['n']:,} clips, normalizer {run['normalizer']}"
+        about = f"{_name(run)} · {run.get('data') or 'data'}, {run['n']:,} clips, normalizer {run['normalizer']}"
         rows.append(f'<tr class="group"><th scope="rowgroup" colspan="8"><span>{escape(about)}</span></th></tr>')
         for name, rates, kind in _systems(run):
             low, high = rates["interval"]["wer"]
             failures = rates.get("failures", {})
-            failed = " / ".join(str(failures.get(key, "–")) for key in ("empty", "repeated", "cut"))  # noqa: RUF001
+            failed = " / ".join(str(failures.get(key, "–")) for key in ("empty", "repeated", "cut"))
             sure = f"{100 * low:.1f} to {100 * high:.1f} %{_range(low, rates['wer'], high, widest)}"
             cells = [_percent(rates["wer"]), sure, *(_percent(rates[key]) for key in ("cer", "wer_raw", "cer_raw"))]
             rows.append(row(name, [*cells, _speed(rates.get("rtfx")), failed], kind))
-    head = ["Transcriber", "WER", f"95 % interval<br>drawn 0 to {100 * widest:.0f} %", "CER", "WER<br>raw", "CER<br>raw",
-            "Speed", "Empty / loop<br>/ cut"]  # fmt: skip
+    drawn = f"95 % interval<br>drawn 0 to {100 * widest:.0f} %"
+    head = ["Transcriber", "WER", drawn, "CER", "WER<br>raw", "CER<br>raw", "Speed", "Empty / loop<br>/ cut"]
     note = "Word and character error rates over the whole set; lower is better. Intervals: bootstrap over utterances."
     return table(note, head, rows)
 
@@ -198,7 +198,7 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such training log; give the metrics JSONL of the run")
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             value = json.loads(line)
         except ValueError:
@@ -223,8 +223,8 @@ def _figure(caption: str, light: bytes, dark: bytes | None = None, *, wide: bool
 
 def _clips(clips: Sequence[Row], normalizer: str) -> str:
     note = (
-        f'<p class="soft">Those with the most word errors. Words after the normalizer ({escape(normalizer)}), texts as '
-        'they are.</p><div class="words" aria-hidden="true"><span class="s"><del>said</del><ins>heard</ins></span>'
+        f'<p class="soft">Those with the most word errors, words as the normalizer ({escape(normalizer)}) leaves them.'
+        '</p><div class="words" aria-hidden="true"><span class="s"><del>said</del><ins>heard</ins></span>'
         '<span class="d"><del>missed</del></span><span class="i"><ins>invented</ins></span></div>'
     )
     items = "".join(f"<li>{_clip(clip, normalizer)}</li>" for clip in clips)

@@ -57,8 +57,6 @@ def align(reference: str, hypothesis: str) -> list[Pair]:
     """The word alignment with the fewest errors."""
     import jiwer
 
-    if not reference.split():  # jiwer before 4.0 refuses an empty reference
-        return [Pair(INSERTIONS, "", word) for word in hypothesis.split()]
     output = jiwer.process_words(reference, hypothesis)
     kinds = {"equal": HITS, "substitute": SUBSTITUTIONS, "delete": DELETIONS, "insert": INSERTIONS}
     pairs = []
@@ -74,7 +72,7 @@ def count_words(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndar
     """Counts per utterance, ``(n, 4)``, of words as white space parts them."""
     import jiwer
 
-    return _counts(references, hypotheses, jiwer.process_words, lambda text: len(text.split()))
+    return _counts(jiwer.process_words, references, hypotheses)
 
 
 def count_characters(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
@@ -82,30 +80,22 @@ def count_characters(references: Sequence[str], hypotheses: Sequence[str]) -> np
     import jiwer
 
     even = normalizer("none")
-    return _counts([even(text) for text in references], [even(text) for text in hypotheses],
-                   jiwer.process_characters, len)  # fmt: skip
+    return _counts(jiwer.process_characters, [even(text) for text in references], [even(text) for text in hypotheses])
 
 
-def _counts(
-    references: Sequence[str], hypotheses: Sequence[str], process: Callable[..., Any], length: Callable[[str], int]
-) -> np.ndarray:
+def _counts(process: Callable[..., Any], references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     if len(references) != len(hypotheses):
         raise UsageError(f"{len(references)} references but {len(hypotheses)} hypotheses; give one for each")
     counts = np.zeros((len(references), 4), dtype=np.int64)
-    spoken = [i for i, text in enumerate(references) if text.strip()]
-    for i, text in enumerate(hypotheses):
-        if not references[i].strip():
-            counts[i, INSERTIONS] = length(text)
-    if not spoken:
+    if not len(references):
         return counts
-    output = process([references[i] for i in spoken], [hypotheses[i] for i in spoken])
-    for i, chunks in zip(spoken, output.alignments, strict=True):
+    kinds = {"equal": HITS, "substitute": SUBSTITUTIONS, "delete": DELETIONS}
+    for i, chunks in enumerate(process(list(references), list(hypotheses)).alignments):
         for chunk in chunks:
-            size = chunk.ref_end_idx - chunk.ref_start_idx
             if chunk.type == "insert":
                 counts[i, INSERTIONS] += chunk.hyp_end_idx - chunk.hyp_start_idx
             else:
-                counts[i, {"equal": HITS, "substitute": SUBSTITUTIONS, "delete": DELETIONS}[chunk.type]] += size
+                counts[i, kinds[chunk.type]] += chunk.ref_end_idx - chunk.ref_start_idx
     return counts
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import adapter as adapters
@@ -43,11 +42,19 @@ def find_adapter(name: str | Path) -> Path:
         try:
             return Path(snapshot_download(repo, revision=revision, allow_patterns=[adapters.CONFIG, adapters.TENSORS]))
         except Exception as error:
-            raise AdapterError(f"{name}: cannot be fetched from the hub ({' '.join(str(error).split())[:200]})") from None
+            raise AdapterError(
+                f"{name}: cannot be fetched from the hub ({' '.join(str(error).split())[:200]})"
+            ) from None
     raise AdapterError(
         f"{name}: no adapter there; give a folder with {adapters.CONFIG}, a hub id with its commit "
         f"(org/name@<40 hex digits>), or one of those that ship: {', '.join(shipped()) or 'none'}"
     )
+
+
+def needed_models(adapter: str | Path) -> list[str]:
+    """The names of the frozen pair that an adapter was trained for."""
+    content = adapters.read_config(find_adapter(adapter))
+    return [content["pair"]["encoder"]["name"], content["pair"]["llm"]["name"]]
 
 
 class Ears:
@@ -88,7 +95,11 @@ class Ears:
         return joined if many else joined[0]
 
     def chat(
-        self, messages: Sequence[dict[str, Any]], tools: list[Any] | None = None, max_new_tokens: int = 256, **generate: Any
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: list[Any] | None = None,
+        max_new_tokens: int = 256,
+        **generate: Any,
     ) -> str:
         """The LLM's answer to messages with any number of audio parts at any place (see SteerMoEProcessor.chat)."""
         prompt = self.processor.chat(messages, tools)
@@ -114,12 +125,12 @@ class Ears:
                 texts.append(self.processor.tokenizer.decode(ids).strip())
         return texts if many else texts[0]
 
-    def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         return {k: v.to(self.model.device) for k, v in batch.items()}
 
     def _write(self, prompts: Sequence[Prompt], with_prompt: bool = False, **generate: Any) -> list[str]:
         tokenizer = self.processor.tokenizer
-        inputs = self._on_device(self.processor.batch(prompts))
+        inputs: dict[str, Any] = self._on_device(self.processor.batch(prompts))
         options: dict[str, Any] = {"do_sample": False, "pad_token_id": self.processor.pad_id}
         options["eos_token_id"] = tokenizer.eos_token_id
         if "max_new_tokens" not in generate:  # speech has at most about 6 tokens a second
@@ -166,9 +177,9 @@ def load(
     adapters.check_pair(content, folder, config.encoder, config.llm)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {k: v for k, v in vars(config).items() if k not in ("encoder", "llm")}
-    model = SteerMoEForConditionalGeneration.from_pair(config.encoder, config.llm, device=device, dtype=dtype, **settings)
+    model = SteerMoEForConditionalGeneration.from_pair(
+        config.encoder, config.llm, device=device, dtype=dtype, **settings
+    )
     model.pair_fingerprint = content["pair"]
     adapters.load_tensors(model, folder)
     return from_model(model, str(adapter))
-
-

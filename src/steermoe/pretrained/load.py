@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 WHISPER_ENCODER = "model.encoder."  # where a Whisper checkpoint keeps its encoder
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
 def auto_dtype(device: str | torch.device = "cpu") -> torch.dtype:
@@ -63,6 +64,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = resolve(name)
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):  # transformers would make an empty one
+        raise FetchError(f"{folder}: has no tokenizer files")
     with _one_line(folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 

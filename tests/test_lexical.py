@@ -1,0 +1,148 @@
+"""The lexical projector against CTC written out: segments, read-out, loss."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from steermoe.lexical import LexicalProjector
+
+VOCAB, LLM_WIDTH, WIDTH = 5, 8, 6
+BLANK = VOCAB
+
+
+@pytest.fixture
+def projector() -> LexicalProjector:
+    torch.manual_seed(0)
+    made = LexicalProjector(WIDTH, torch.randn(VOCAB, LLM_WIDTH), kernel=2)
+    with torch.no_grad():
+        made.nothing.copy_(torch.randn(LLM_WIDTH))
+    return made
+
+
+def logits_of(path: list[int], size: int = VOCAB, peak: float = 8.0) -> torch.Tensor:
+    """(T, C + 1) logits whose arg-max is ``path``."""
+    torch.manual_seed(1)
+    logits = torch.randn(len(path), size + 1)
+    return logits.scatter(1, torch.tensor(path)[:, None], peak)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ([3, 3, 1], [3, 1]),
+        ([2, BLANK, 2], [2, 2]),  # "very very": a blank between keeps both
+        ([2, 2, BLANK, BLANK, 2, 2, 4], [2, 2, 4]),
+        ([BLANK, 0, BLANK], [0]),
+        ([0, 1, 0, 1], [0, 1, 0, 1]),
+        ([BLANK, BLANK], []),
+    ],
+)
+def test_segments(projector: LexicalProjector, path: list[int], words: list[int]) -> None:
+    logits = logits_of(path)
+    assert projector.token_ids(logits) == words
+    for start, end, row in projector.segments(logits):
+        assert path[start:end] == [row] * (end - start)
+        assert start == 0 or path[start - 1] != row
+    read = projector.read_out(logits)
+    wanted = projector.table[words] if words else projector.nothing[None]
+    assert torch.equal(read, wanted)  # at temperature 0, the tokens' own embeddings
+
+
+def test_expectation_by_hand() -> None:
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    projector = LexicalProjector(WIDTH, table, temperature=1.0)
+    # Two frames of token 0, with p = (.6, .2 | .2 blank) and (.5, .1 | .4): means .55 and .15 -> .7857 and .2143.
+    logits = torch.tensor([[0.6, 0.2, 0.2], [0.5, 0.1, 0.4]]).log()
+    torch.testing.assert_close(projector.read_out(logits), torch.tensor([[0.55, 0.15]]) / 0.7)
+    projector.temperature = 0.5  # squares
+    squares = torch.tensor([[0.55**2, 0.15**2]])
+    torch.testing.assert_close(projector.read_out(logits), squares / squares.sum())
+    projector.temperature = 0.01  # nearly the arg-max token's own
+    torch.testing.assert_close(projector.read_out(logits), table[:1])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_candidates_are_read_as_their_own_tokens(temperature: float) -> None:
+    torch.manual_seed(0)
+    table = torch.randn(VOCAB, LLM_WIDTH)
+    projector = LexicalProjector(WIDTH, table, temperature=temperature)
+    projector.restrict(torch.tensor([1, 4]))
+    logits = logits_of([1, 2, 0, 0], size=2)  # token 4, blank, token 1
+    assert projector.token_ids(logits) == [4, 1]
+    read = projector.read_out(logits)
+    if temperature:
+        p = logits.softmax(-1)[:, :2]
+        means = torch.stack([p[0], p[2:].mean(0)]) ** (1 / temperature)
+        torch.testing.assert_close(read, means / means.sum(1, keepdim=True) @ table[[1, 4]])
+    else:
+        assert torch.equal(read, table[[4, 1]])
+
+
+def test_scores_are_scaled_cosines(projector: LexicalProjector) -> None:
+    h, lengths = torch.randn(1, 4, WIDTH), torch.tensor([4])
+    logits, out_lengths = projector.scores(h, lengths)
+    assert logits.shape == (1, 2, VOCAB + 1) and out_lengths.tolist() == [2]
+    x = projector.proj(projector.norm(h.view(1, 2, -1)))
+    rows = torch.cat([projector.table, projector.blank[None]])
+    cosines = torch.cosine_similarity(x[0, :, None], rows[None], dim=-1)
+    torch.testing.assert_close(logits[0], 20 * cosines)
+    projector.restrict(torch.tensor([0, 3]))
+    torch.testing.assert_close(projector.scores(h, lengths)[0], logits[:, :, [0, 3, BLANK]])
+    projector.restrict(None)
+    torch.testing.assert_close(projector.scores(h, lengths)[0], logits)
+
+
+def test_padding_is_blank_and_batch_equals_alone(projector: LexicalProjector) -> None:
+    clips = [torch.randn(n, WIDTH) for n in (12, 3, 7, 1)]
+    lengths = torch.tensor([len(c) for c in clips])
+    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=float("nan"))
+    logits, out_lengths = projector.scores(batch, lengths)
+    assert out_lengths.tolist() == [6, 2, 4, 1]
+    for row, n in zip(logits, out_lengths.tolist(), strict=True):
+        assert (row[n:].argmax(-1) == BLANK).all() and (row[n:].softmax(-1)[:, BLANK] == 1).all()
+    out = projector(batch, lengths)
+    for i, clip in enumerate(clips):
+        alone = projector(clip[None], lengths[i : i + 1])
+        assert int(out.lengths[i]) == int(alone.lengths)
+        torch.testing.assert_close(out.embeddings[i, : out.lengths[i]], alone.embeddings[0])
+
+
+def test_the_table_is_no_part_of_it(projector: LexicalProjector) -> None:
+    assert not any("table" in name for name in projector.state_dict())
+    assert projector.table.data_ptr() not in {t.data_ptr() for t in projector.parameters()}
+
+
+def brute_force(logits: torch.Tensor, target: list[int]) -> float:
+    """-log of the sum over every alignment that collapses to ``target``."""
+    p, blank, total = logits.softmax(-1), logits.shape[-1] - 1, 0.0
+    for path in itertools.product(range(blank + 1), repeat=len(logits)):
+        if [k for k, _ in itertools.groupby(path) if k != blank] == target:
+            total += math.prod(float(p[t, v]) for t, v in enumerate(path))
+    return -math.log(total)
+
+
+@pytest.mark.parametrize("candidates", [None, [0, 2, 3]])
+def test_ctc_loss_is_the_sum_over_alignments(projector: LexicalProjector, candidates: list[int] | None) -> None:
+    targets = [[2, 0], [3, 3], [2]]
+    clips = [torch.randn(n, WIDTH) for n in (8, 6, 3)]  # 4, 3 and 2 scores
+    lengths = torch.tensor([len(c) for c in clips])
+    if candidates is not None:
+        projector.restrict(torch.tensor(candidates))
+    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    logits, counts = projector.scores(batch, lengths)
+    rows = targets if candidates is None else [[candidates.index(t) for t in row] for row in targets]
+    each = [brute_force(lg[:n], row) / len(row) for lg, n, row in zip(logits, counts.tolist(), rows, strict=True)]
+    loss = projector.ctc_loss(batch, lengths, targets)
+    torch.testing.assert_close(loss, torch.tensor(sum(each) / 3))
+    loss.backward()
+    assert all(projector.get_parameter(n).grad.abs().sum() > 0 for n in ("proj.weight", "blank", "log_scale"))
+    assert projector.table.grad is None
+
+
+def test_what_cannot_be_aligned_counts_zero(projector: LexicalProjector) -> None:
+    loss = projector.ctc_loss(torch.randn(1, 4, WIDTH), torch.tensor([4]), [[1, 1]])  # needs 3 scores, has 2
+    assert float(loss) == 0
