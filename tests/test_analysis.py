@@ -71,7 +71,7 @@ def test_gates_are_drawn_over_time() -> None:
 
 
 def test_pictures_come_light_and_dark_and_without_spectrogram() -> None:
-    gates = [np.full((20, 4), 0.25)] * 40
+    gates = [np.full((20, 4), 0.25)] * 3
     stats = routing_statistics(gates)
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
     for light, dark in (
@@ -110,7 +110,7 @@ def test_curves_find_their_panels() -> None:
 
 def test_many_noisy_curves_are_drawn() -> None:
     rng = np.random.default_rng(0)
-    rows = [{"step": i, "grad_norm": float(np.exp(rng.normal() * 2))} | {f"scale/{k}": k + i / 9 for k in range(32)}
+    rows = [{"step": i, "grad_norm": float(np.exp(rng.normal() * 2))} | {f"scale/{k}": k + i / 9 for k in range(12)}
             for i in range(200)]  # fmt: skip
     plot_curves(rows)
 

@@ -118,7 +118,7 @@ def test_the_table_is_no_part_of_it(projector: LexicalProjector) -> None:
 
 def brute_force(logits: torch.Tensor, target: list[int]) -> float:
     """-log of the sum over every alignment that collapses to ``target``."""
-    p, blank, total = logits.softmax(-1), logits.shape[-1] - 1, 0.0
+    p, blank, total = logits.detach().softmax(-1), logits.shape[-1] - 1, 0.0
     for path in itertools.product(range(blank + 1), repeat=len(logits)):
         if [k for k, _ in itertools.groupby(path) if k != blank] == target:
             total += math.prod(float(p[t, v]) for t, v in enumerate(path))

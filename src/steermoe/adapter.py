@@ -77,6 +77,8 @@ def save(model: SteerMoEForConditionalGeneration, folder: str | Path, trained: d
     text = json.dumps(describe(model, trained), indent=2, ensure_ascii=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".saving.*"):  # of a run that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=".saving.", dir=folder))
         try:
             save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
@@ -102,7 +104,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         format_version = content["format"]
-    except (ValueError, KeyError, TypeError):
+        if format_version == 1:
+            _ = content["config"], [content["pair"][end]["weights"][0] for end in ("encoder", "llm")]
+    except (ValueError, LookupError, TypeError):
         raise AdapterError(f"{path}: not an adapter config; fetch or train the adapter again") from None
     if format_version != 1:
         raise AdapterError(f"{path}: format {format_version}, this steermoe reads 1; update steermoe")

@@ -40,6 +40,8 @@ class SteerMoEConfig:
     """Frames pooled into one (4: 12.5 a second for Whisper)."""
     temperature: float = 0.0
     """Sharpening of the lexical read-out; 0 is the arg-max token's own embedding."""
+    blank_penalty: float = 0.0
+    """Taken from the blank's score in the lexical read-out, so that fewer words are dropped."""
     prompt_vectors: int = 0
     """Learned vectors after a transcription's audio, in embedding space."""
     instruction: str = "Repeat the text above word for word."

@@ -24,11 +24,15 @@ class LexicalProjector(nn.Module):
 
     ``table`` is the LLM's frozen embedding matrix (V, D_llm); it is not a parameter of this module.
     ``temperature`` sharpens a segment's distribution: 0 reads its most likely token's own embedding.
+    ``blank_penalty`` is taken from the blank's score when reading out (never in the loss): on speech unlike the
+    training set a model says blank too often, and a dropped word is one the LLM cannot restore.
     """
 
-    def __init__(self, width: int, table: Tensor, kernel: int = 4, temperature: float = 0.0) -> None:
+    def __init__(
+        self, width: int, table: Tensor, kernel: int = 4, temperature: float = 0.0, blank_penalty: float = 0.0
+    ) -> None:
         super().__init__()
-        self.kernel, self.temperature = kernel, temperature
+        self.kernel, self.temperature, self.blank_penalty = kernel, temperature, blank_penalty
         llm_width = table.shape[1]
         self.norm = nn.LayerNorm(width * kernel)
         self.proj = nn.Linear(width * kernel, llm_width)
@@ -78,10 +82,11 @@ class LexicalProjector(nn.Module):
 
     def segments(self, logits: Tensor) -> list[tuple[int, int, int]]:
         """CTC segments of one clip's logits (T', C + 1): (first frame, last frame + 1, candidate row), no blanks."""
-        best = logits.argmax(dim=-1)
+        blank = logits.shape[-1] - 1
+        scores, words = logits[:, :blank].max(dim=-1)
+        best = torch.where(logits[:, blank] - self.blank_penalty >= scores, blank, words)
         values, runs = torch.unique_consecutive(best, return_counts=True)
         ends = runs.cumsum(0).tolist()
-        blank = logits.shape[-1] - 1
         starts = [0, *ends[:-1]]
         return [(s, e, v) for s, e, v in zip(starts, ends, values.tolist(), strict=True) if v != blank]
 

@@ -58,7 +58,9 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.projector: LexicalProjector | LinearProjector | MLPProjector
         if config.projector == "lexical":
             lexicon = table if scale == 1.0 else table.detach() * scale
-            self.projector = LexicalProjector(frames.width, lexicon, config.kernel, config.temperature)
+            self.projector = LexicalProjector(
+                frames.width, lexicon, config.kernel, config.temperature, config.blank_penalty
+            )
         elif config.projector == "mlp":
             self.projector = MLPProjector(frames.width, llm_width, config.kernel)
         else:
@@ -138,9 +140,9 @@ class SteerMoEForConditionalGeneration(nn.Module):
             return self.projector(h, lengths, norm=self.frames.final_norm)
         return self.projector(h, lengths)
 
-    def hear(self, features: Tensor, lengths: Tensor, windows: Tensor) -> list[Tensor]:
-        """Log-mel (W, mels, T) -> one (S_i, D_llm) an audio: its ``windows[i]`` rows of the batch, joined in time."""
-        return self.hear_frames(*self.encode(features, lengths), windows)
+    def hear(self, input_features: Tensor, feature_lengths: Tensor, audio_windows: Tensor) -> list[Tensor]:
+        """Log-mel (W, mels, T) -> one (S_i, D_llm) an audio: its ``audio_windows[i]`` rows, joined in time."""
+        return self.hear_frames(*self.encode(input_features, feature_lengths), audio_windows)
 
     def hear_frames(self, h: Tensor, lengths: Tensor, windows: Tensor) -> list[Tensor]:
         """As ``hear``, from the frames of ``encode``."""
@@ -245,15 +247,20 @@ class SteerMoEForConditionalGeneration(nn.Module):
         input_features: Tensor | None = None,
         feature_lengths: Tensor | None = None,
         audio_windows: Tensor | None = None,
+        audios: list[Tensor] | None = None,
         with_prompt: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        """The LLM's own ``generate``. With audio it returns the new tokens only; without, whatever the LLM returns."""
-        if input_features is None:
+        """The LLM's own ``generate``. With audio it returns the new tokens only; without, whatever the LLM returns.
+
+        ``audios`` are embeddings already made by ``hear``, in place of features.
+        """
+        if input_features is None and audios is None:
             return self.llm.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        audios = self.hear(input_features, feature_lengths, audio_windows)  # type: ignore[arg-type]
+        if audios is None:
+            audios = self.hear(input_features, feature_lengths, audio_windows)  # type: ignore[arg-type]
         embeds, mask, _ = self.splice(input_ids, attention_mask, audios, with_prompt=with_prompt)
         return self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 

@@ -7,6 +7,7 @@ writes can never become a placeholder.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,9 +51,9 @@ class SteerMoEProcessor:
         """
         if self.tokenizer.chat_template is None:
             raise UsageError(f"{self.config.llm} has no chat template; use prompt_mode: raw")
-        # A private-use mark no message contains; audio stands where it is.
-        mark, texts = "\ue0a1", [_text_of(m) for m in messages]
-        while any(mark in text for text in texts):
+        # A private-use mark that nothing else contains; audio stands where it is.
+        mark, said = "\ue0a1", json.dumps([list(messages), tools], ensure_ascii=False, default=lambda _: "")
+        while mark in said:
             mark += "\ue0a2"
         audios: list[np.ndarray] = []
         plain = []
@@ -73,7 +74,7 @@ class SteerMoEProcessor:
 
     def _part(self, part: Any, mark: str, audios: list[np.ndarray]) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
+        if kind == "text" and "text" in part:
             return str(part["text"])
         if kind == "audio":
             source = next((part[k] for k in ("path", "audio", "bytes") if k in part), None)
@@ -81,7 +82,7 @@ class SteerMoEProcessor:
                 raise UsageError("an audio part needs 'path', 'audio' (an array) or 'bytes'")
             audios.append(decode(source, sampling_rate=part.get("sampling_rate")))
             return mark
-        raise UsageError(f"content part {part!r}: 'type' must be 'text' or 'audio'")
+        raise UsageError(f"content part {part!r}: 'type' must be 'text' (with 'text') or 'audio'")
 
     def raw(self, audio: np.ndarray, prompt: str) -> Prompt:
         """The paper's prompt: audio, then the bare text; no template, no special tokens."""
@@ -110,10 +111,11 @@ class SteerMoEProcessor:
         return Prompt(ids, prompt.audios, labels)
 
     def batch(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Model inputs for prompts of any lengths: right-padded ids, and all their audio windows as one batch.
+        """Model inputs for prompts of any lengths: their ``ids``, and all their audio windows (``features``)."""
+        return {**self.ids(prompts), **self.features([a for p in prompts for a in p.audios])}
 
-        Audio longer than the encoder's window is cut at quiet points into windows; nothing is dropped.
-        """
+    def ids(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Right-padded ``input_ids``, ``attention_mask`` and, where responses are known, ``labels``: all (B, S)."""
         longest = max(len(p.ids) for p in prompts)
         rows = [p.ids + [self.pad_id] * (longest - len(p.ids)) for p in prompts]
         out = {
@@ -123,20 +125,16 @@ class SteerMoEProcessor:
         if all(p.labels is not None for p in prompts):
             marks = [p.labels + [IGNORED] * (longest - len(p.ids)) for p in prompts if p.labels is not None]
             out["labels"] = torch.tensor(marks)
-        return {**out, **self.features([a for p in prompts for a in p.audios])}
+        return out
 
     def features(self, audios: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """``input_features`` (W, mels, T), ``feature_lengths`` (W,) and ``audio_windows`` (A,): windows of each audio."""
+        """``input_features`` (W, mels, T), ``feature_lengths`` (W,) and ``audio_windows`` (A,): windows of each audio.
+
+        Audio longer than the encoder's window is cut at quiet points into windows; nothing is dropped.
+        """
         if not audios:
             return {}
         cut = [windows(audio, self.frames.window) for audio in audios]
         features, lengths = self.frames.features([w for pieces in cut for w in pieces])
         counts = torch.tensor([len(pieces) for pieces in cut])
         return {"input_features": features, "feature_lengths": lengths, "audio_windows": counts}
-
-
-def _text_of(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))

@@ -44,6 +44,10 @@ class WhisperFrames(nn.Module):
         mels = []
         shortest = self.sampling_rate // 10  # the spectrogram's edges mirror: it needs more than half a frame
         for clip in clips:
+            if len(clip) > self.window * self.sampling_rate:  # the extractor would cut it without a word
+                raise ValueError(
+                    f"a clip of {len(clip)} samples is longer than the window of {self.window:g} s; cut it"
+                )
             if len(clip) < shortest:
                 clip = np.pad(clip, (0, shortest - len(clip)))
             padding = "max_length" if self.pad_to_window else "do_not_pad"
@@ -56,10 +60,10 @@ class WhisperFrames(nn.Module):
     def stem(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, mels, T), (B,) -> what enters the first layer (B, T', D), and lengths (B,); T' = ceil(T / 2), 50 a second."""
         encoder = self.encoder
-        x = features.to(encoder.conv1.weight.dtype)
-        x = F.gelu(encoder.conv1(x))  # (B, D, T)
-        outside = torch.arange(x.shape[2], device=x.device) >= lengths[:, None]
-        x = F.gelu(encoder.conv2(x.masked_fill(outside[:, None], 0)))  # (B, D, T')
+        outside = (torch.arange(features.shape[2], device=features.device) >= lengths[:, None])[:, None]  # (B, 1, T)
+        x = features.to(encoder.conv1.weight.dtype).masked_fill(outside, 0)
+        x = F.gelu(encoder.conv1(x)).masked_fill(outside, 0)  # (B, D, T)
+        x = F.gelu(encoder.conv2(x))  # (B, D, T')
         h = x.transpose(1, 2)
         return h + encoder.embed_positions.weight[: h.shape[1]], (lengths + 1) // 2
 

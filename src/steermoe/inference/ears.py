@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import adapter as adapters
@@ -88,12 +89,29 @@ class Ears:
         flat = [piece for cut in pieces for piece in cut]
         texts: list[str] = []
         for start in range(0, len(flat), batch_size):
-            prompts = [self.processor.transcription(p, instruction) for p in flat[start : start + batch_size]]
-            texts += self._write(prompts, with_prompt=self.config.prompt_vectors > 0, **generate)
+            texts += self._transcribe(flat[start : start + batch_size], instruction, generate)
         queue = iter(texts)
         joined = [" ".join(t for t in (next(queue) for _ in cut) if t) for cut in pieces]
         return joined if many else joined[0]
 
+    @torch.inference_mode()
+    def _transcribe(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:
+        """One window each. Where no word is heard the text is empty: an LLM that is asked would invent one."""
+        audios = self.model.hear(**self._on_device(self.processor.features(clips)))
+        nothing = getattr(self.model.projector, "nothing", None)
+        spoken = [i for i, a in enumerate(audios) if nothing is None or not torch.equal(a, nothing[None].to(a))]
+        texts = [""] * len(clips)
+        if spoken:
+            heard = [audios[i] for i in spoken]
+            prompts = [self.processor.transcription(clips[i], instruction) for i in spoken]
+            # A transcript has about as many tokens as were heard: what is longer is a loop.
+            options = {"max_new_tokens": int(8 + 1.5 * max(map(len, heard))), **generate}
+            written = self._write(prompts, heard, with_prompt=self.config.prompt_vectors > 0, **options)
+            for i, text in zip(spoken, written, strict=True):
+                texts[i] = text
+        return texts
+
+    @torch.inference_mode()
     def chat(
         self,
         messages: Sequence[dict[str, Any]],
@@ -103,7 +121,8 @@ class Ears:
     ) -> str:
         """The LLM's answer to messages with any number of audio parts at any place (see SteerMoEProcessor.chat)."""
         prompt = self.processor.chat(messages, tools)
-        return self._write([prompt], max_new_tokens=max_new_tokens, **generate)[0]
+        audios = self.model.hear(**self._on_device(self.processor.features(prompt.audios))) if prompt.audios else []
+        return self._write([prompt], audios, max_new_tokens=max_new_tokens, **generate)[0]
 
     @torch.inference_mode()
     def hear(self, audio: Any, *, sampling_rate: int | None = None, batch_size: int = 8) -> str | list[str]:
@@ -128,18 +147,17 @@ class Ears:
     def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         return {k: v.to(self.model.device) for k, v in batch.items()}
 
-    def _write(self, prompts: Sequence[Prompt], with_prompt: bool = False, **generate: Any) -> list[str]:
+    @torch.inference_mode()
+    def _write(self, prompts: Sequence[Prompt], audios: list[torch.Tensor], **options: Any) -> list[str]:
+        """What the LLM writes after ``prompts`` with ``audios`` in their places; greedy unless options say otherwise."""
         tokenizer = self.processor.tokenizer
-        inputs: dict[str, Any] = self._on_device(self.processor.batch(prompts))
-        options: dict[str, Any] = {"do_sample": False, "pad_token_id": self.processor.pad_id}
-        options["eos_token_id"] = tokenizer.eos_token_id
-        if "max_new_tokens" not in generate:  # speech has at most about 6 tokens a second
-            seconds = max((len(a) / self.processor.frames.sampling_rate for p in prompts for a in p.audios), default=30)
-            options["max_new_tokens"] = int(16 + 7 * seconds)
-        if not any(p.audios for p in prompts):
-            new = self.model.generate(**inputs, **{**options, **generate})[:, inputs["input_ids"].shape[1] :]
+        inputs = self._on_device(self.processor.ids(prompts))
+        known = {"do_sample": False, "pad_token_id": self.processor.pad_id, "eos_token_id": tokenizer.eos_token_id}
+        options = {**known, **options}
+        if audios:
+            new = self.model.generate(**inputs, audios=audios, **options)
         else:
-            new = self.model.generate(**inputs, with_prompt=with_prompt, **{**options, **generate})
+            new = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 

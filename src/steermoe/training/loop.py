@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,12 @@ def training_set(recipe: Recipe, examples: list[Example] | None = None) -> list[
     if examples is None:
         examples = [example for source in recipe.data.train for example in load_source(source)]
     limit, words = recipe.data.max_clip_seconds, recipe.data.min_words
-    kept = [e for e in examples if (e.duration or 0.0) <= limit and len(e.text.split()) >= words]
+    lengths = durations_of(examples)
+    fit = [seconds <= limit and len(e.text.split()) >= words for e, seconds in zip(examples, lengths, strict=True)]
+    kept = list(compress(examples, fit))
     if not kept:
         raise DataError(f"{', '.join(recipe.data.train)}: no clip of at most {limit:g} s and {words} words or more")
-    hours = sum(e.duration or 0.0 for e in kept) / 3600
+    hours = sum(compress(lengths, fit)) / 3600
     _say(
         f"training set: {len(kept)} clips, {hours:.2f} h; left out {len(examples) - len(kept)} (too long or too short)"
     )
@@ -109,6 +111,8 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))
         examples = training_set(self.recipe, examples)
+        if checkpoint:
+            restore(checkpoint, self.model, None)
         metrics = Metrics(self.out, start, sum(s.steps for s in self.recipe.stages), self.accelerator.is_main_process)
         previous = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
         first = 0
@@ -142,8 +146,8 @@ class Trainer:
     ) -> None:
         recipe, accelerator, model = self.recipe, self.accelerator, self.model
         optimizer = torch.optim.AdamW(groups(model, stage), weight_decay=stage.weight_decay, betas=(0.9, 0.98))
-        if checkpoint is not None:  # the moments belong to this stage only if it had begun
-            restore(checkpoint, model, optimizer if within else None)
+        if checkpoint is not None and within:  # else its moments are those of the stage before
+            restore(checkpoint, model, optimizer)
         if "ctc" in stage.objectives:
             texts = [e.text for e in examples]
             extra = recipe.data.extra_candidates
@@ -227,7 +231,7 @@ class Metrics:
             return
         path = out / "metrics.jsonl"
         rows = path.read_text().splitlines() if start and path.is_file() else []
-        kept = [row for row in rows if json.loads(row)["step"] <= start]
+        kept = [row for row in rows if _step(row) <= start]
         path.write_text("".join(row + "\n" for row in kept))
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         from torch.utils.tensorboard import SummaryWriter
@@ -254,6 +258,13 @@ class Metrics:
         if self.active:
             self.file.close()
             self.board.close()
+
+
+def _step(row: str) -> float:
+    try:
+        return float(json.loads(row)["step"])
+    except ValueError:  # a kill or a full disk can leave half a row
+        return math.inf
 
 
 def _say(line: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..data import Example
+from ..errors import DataError
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .recipe import Stage
@@ -62,7 +63,7 @@ def collate(
     if "ce" in stage.objectives:
         asked = processor.transcription(np.zeros(1, np.float32)).ids  # the same for every clip
         prompts = [processor.answered(Prompt(asked), text) for text in texts]
-        batch |= processor.batch(prompts)
+        batch |= processor.ids(prompts)
         batch["audio_windows"] = torch.ones(len(texts), dtype=torch.long)
     return batch
 
@@ -83,21 +84,25 @@ class Entered:
     def __call__(self, examples: Sequence[Example], clips: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
         """-> (B, T', D) and lengths (B,). ``clips`` may be None where an example is kept."""
         device = self.model.device
-        fresh = [(e, clip) for e, clip in zip(examples, clips, strict=True) if clip is not None]
-        if fresh:
-            inputs = self.processor.features([clip for _, clip in fresh])
-            if int(inputs["audio_windows"].max()) > 1:
-                raise ValueError("a training clip is longer than the encoder's window; lower data.max_clip_seconds")
-            h, lengths = self.model.enter(inputs["input_features"].to(device), inputs["feature_lengths"].to(device))
-            if not self.keep:
-                return h, lengths
-            for (example, _), row, length in zip(fresh, h, lengths.tolist(), strict=True):
-                self.kept[example] = row[:length].half().cpu()
+        if not self.keep:
+            return self._enter([clip for clip in clips if clip is not None])
+        for example, clip in zip(examples, clips, strict=True):
+            if clip is not None and example not in self.kept:  # alone: the same, whatever batch it first comes in
+                self.kept[example] = self._enter([clip])[0][0].half().cpu()
         rows = [self.kept[e] for e in examples]
         dtype = next(self.model.frames.parameters()).dtype
         return pad_sequence(rows, batch_first=True).to(device, dtype), torch.tensor(
             [len(r) for r in rows], device=device
         )
+
+    def _enter(self, clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        inputs, device = self.processor.features(clips), self.model.device
+        if int(inputs["audio_windows"].max()) > 1:
+            window = self.processor.frames.window
+            raise DataError(
+                f"a training clip is longer than the encoder's window: set data.max_clip_seconds={window:g}"
+            )
+        return self.model.enter(inputs["input_features"].to(device), inputs["feature_lengths"].to(device))
 
 
 def candidate_tokens(processor: SteerMoEProcessor, texts: Sequence[str], extra: int, seed: int, size: int) -> Tensor:
