@@ -82,6 +82,28 @@ def test_candidates_are_read_as_their_own_tokens(temperature: float) -> None:
         assert torch.equal(read, table[[4, 1]])
 
 
+def test_blank_penalty_is_for_reading_only(projector: LexicalProjector) -> None:
+    logits = torch.tensor([[5.0, 1, 0, 0, 0, 6], [0, 0, 0, 5.5, 0, 6], [0, 0, 0, 0, 0, 6]])
+    h, lengths, targets = torch.randn(1, 8, WIDTH), torch.tensor([8]), [[1, 2]]
+    assert projector.token_ids(logits) == []
+    loss = projector.ctc_loss(h, lengths, targets)
+    projector.blank_penalty = 0.75
+    assert projector.token_ids(logits) == [3]
+    projector.blank_penalty = 1.5
+    assert projector.token_ids(logits) == [0, 3]
+    assert torch.equal(projector.ctc_loss(h, lengths, targets), loss)
+
+
+@pytest.mark.parametrize("candidates", [None, [1, 2, 4]])
+def test_trains_after_inference(projector: LexicalProjector, candidates: list[int] | None) -> None:
+    projector.restrict(None if candidates is None else torch.tensor(candidates))
+    h, lengths = torch.randn(1, 8, WIDTH), torch.tensor([8])
+    with torch.inference_mode():
+        projector(h, lengths)
+    projector.ctc_loss(h, lengths, [[1, 2]]).backward()
+    assert projector.proj.weight.grad.any()
+
+
 def test_scores_are_scaled_cosines(projector: LexicalProjector) -> None:
     h, lengths = torch.randn(1, 4, WIDTH), torch.tensor([4])
     logits, out_lengths = projector.scores(h, lengths)
@@ -145,4 +167,4 @@ def test_ctc_loss_is_the_sum_over_alignments(projector: LexicalProjector, candid
 
 def test_what_cannot_be_aligned_counts_zero(projector: LexicalProjector) -> None:
     loss = projector.ctc_loss(torch.randn(1, 4, WIDTH), torch.tensor([4]), [[1, 1]])  # needs 3 scores, has 2
-    assert float(loss) == 0
+    assert loss.item() == 0

@@ -17,6 +17,15 @@ from typing import Any
 from .errors import AudioError, SteerMoEError, UsageError
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "positive int"  # as argparse names it: invalid positive int value: '0'
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
@@ -54,23 +63,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, metavar="SOURCE", help="NAME[:SPLIT] or a manifest")
     sub.add_argument("--root", type=Path, help="folder of a source that is not fetched")
     sub.add_argument("--normalizer", default="english", choices=["english", "basic", "none"])
-    sub.add_argument("--batch-size", type=int, default=8)
+    sub.add_argument("--batch-size", type=_positive, default=8)
     sub.add_argument("--baseline", action="store_true", help="also the frozen encoder's own decoder on the same clips")
     sub.add_argument("--heard", action="store_true", help="also the lexical projector's CTC text, without the LLM")
-    sub.add_argument("--limit", type=int, help="only the first N clips (said in the result)")
+    sub.add_argument("--limit", type=_positive, help="only the first N clips (said in the result)")
     sub.add_argument("--no-steering", action="store_true", help="with the steering disabled")
     sub.add_argument("--out", type=Path, help="folder for predictions.jsonl, metrics.json and report.html")
 
     sub = command("transcribe", "audio to text", adapter=True)
     sub.add_argument("audio", nargs="+", help="files; `-` reads stdin; a directory means the audio files in it")
     sub.add_argument("--max-duration", type=float, default=7200.0, metavar="SECONDS", help="longer audio is refused")
-    sub.add_argument("--batch-size", type=int, default=8)
+    sub.add_argument("--batch-size", type=_positive, default=8)
 
     sub = command("chat", "one question with audio, one answer", adapter=True)
     sub.add_argument("text", nargs="?", default="", help="what to ask about the audio")
     sub.add_argument("--audio", action="append", default=[], help="may be given several times")
     sub.add_argument("--system", help="system prompt")
-    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--max-new-tokens", type=_positive, default=256)
 
     sub = command("inspect", "parameters, and how the router routes one clip", adapter=True)
     sub.add_argument("audio", nargs="?", help="with it: routing statistics, and a picture with --out")
@@ -82,10 +91,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives a list only what comes before the next flag; `train RECIPE --resume seed=1` means seed, too.
+    name = {"train": "overrides", "transcribe": "audio", "fetch": "names"}.get(arguments.command)
+    if rest and (name is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and name is not None:
+        getattr(arguments, name).extend(rest)
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parse(argv)
         if arguments.version:
             from .adapter import library_version
 
@@ -108,6 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `steermoe ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _quiet() -> None:

@@ -55,8 +55,9 @@ class LexicalProjector(nn.Module):
     def _unit_rows(self, like: Tensor) -> Tensor:
         """(C, D_llm): the candidates' embeddings at length one, computed once and kept."""
         if self._unit is None or self._unit.device != like.device or self._unit.dtype != like.dtype:
-            rows = self.table if self.candidates is None else self.table[self.candidates.to(self.table.device)]
-            self._unit = F.normalize(rows.detach().to(like.device, torch.float32), dim=-1).to(like.dtype)
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training, too
+                rows = self.table if self.candidates is None else self.table[self.candidates.to(self.table.device)]
+                self._unit = F.normalize(rows.to(like.device, torch.float32), dim=-1).to(like.dtype)
         return self._unit
 
     def scores(self, h: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

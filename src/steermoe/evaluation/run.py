@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data import Example
 from ..inference.ears import Ears, load
@@ -19,7 +20,7 @@ def adapter_digest(ears: Ears) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(ears.model.adapter_state().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -104,9 +104,12 @@ class Ears:
         if spoken:
             heard = [audios[i] for i in spoken]
             prompts = [self.processor.transcription(clips[i], instruction) for i in spoken]
-            # A transcript has about as many tokens as were heard: what is longer is a loop.
-            options = {"max_new_tokens": int(8 + 1.5 * max(map(len, heard))), **generate}
-            written = self._write(prompts, heard, with_prompt=self.config.prompt_vectors > 0, **options)
+            # A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its
+            # own limit, so that no text depends on what else is in the batch.
+            limits = None if "max_new_tokens" in generate else [int(8 + 1.5 * len(a)) for a in heard]
+            options = {"max_new_tokens": max(limits)} if limits else {}
+            options |= {"with_prompt": self.config.prompt_vectors > 0, **generate}
+            written = self._write(prompts, heard, limits, **options)
             for i, text in zip(spoken, written, strict=True):
                 texts[i] = text
         return texts
@@ -148,8 +151,13 @@ class Ears:
         return {k: v.to(self.model.device) for k, v in batch.items()}
 
     @torch.inference_mode()
-    def _write(self, prompts: Sequence[Prompt], audios: list[torch.Tensor], **options: Any) -> list[str]:
-        """What the LLM writes after ``prompts`` with ``audios`` in their places; greedy unless options say otherwise."""
+    def _write(
+        self, prompts: Sequence[Prompt], audios: list[torch.Tensor], limits: list[int] | None = None, **options: Any
+    ) -> list[str]:
+        """What the LLM writes after ``prompts`` with ``audios`` in their places; greedy unless options say otherwise.
+
+        ``limits`` are the most new tokens that are kept of each.
+        """
         tokenizer = self.processor.tokenizer
         inputs = self._on_device(self.processor.ids(prompts))
         known = {"do_sample": False, "pad_token_id": self.processor.pad_id, "eos_token_id": tokenizer.eos_token_id}
@@ -158,7 +166,8 @@ class Ears:
             new = self.model.generate(**inputs, audios=audios, **options)
         else:
             new = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        rows = [row[: limits[i]] if limits else row for i, row in enumerate(new.tolist())]
+        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def _as_list(audio: Any) -> tuple[list[Any], bool]:

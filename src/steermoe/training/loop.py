@@ -71,6 +71,10 @@ def batch_order(
     epoch, position = 0, 0
     while True:
         batches = by_duration(durations, stage.batch_seconds, seed=recipe.seed, epoch=epoch)
+        if len(batches) < world:
+            raise DataError(
+                f"{len(batches)} batch(es) for {world} processes: lower batch_seconds={stage.batch_seconds:g}"
+            )
         while position + rank < len(batches):
             if skip > 0:
                 skip -= 1
@@ -85,9 +89,12 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor) -> None:
         from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
 
         self.recipe, self.model, self.processor = recipe, model, processor
-        self.accelerator = Accelerator()
+        # `nothing` of the lexical projector has no gradient under ctc, nor has the blank under ce.
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(kwargs_handlers=[ddp])
         self.model.to(self.accelerator.device)
         self.out = Path(recipe.out)
         self.entered = Entered(model, processor, keep=recipe.data.keep_frames and not recipe.data.augment)

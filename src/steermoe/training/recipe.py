@@ -51,6 +51,8 @@ class Stage:
         for name in self.trains:
             if name not in PARTS:
                 raise UsageError(f"trains: {name!r} is none of {', '.join(PARTS)}")
+        if not self.objectives or not self.trains:
+            raise UsageError(f"objectives={self.objectives}, trains={self.trains}: each needs at least one")
         if self.steps < 1 or self.batch_seconds <= 0:
             raise UsageError(f"steps={self.steps}, batch_seconds={self.batch_seconds}: both must be positive")
 
@@ -90,12 +92,22 @@ class Recipe:
     """CPU threads for torch; 0 leaves its default."""
 
     def __post_init__(self) -> None:
+        for name in ("log_every", "valid_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         lexical = self.model.projector == "lexical"
         for stage in self.stages:
+            hears = set(stage.trains) & ({"steering", "projector"} if self.model.steer else {"projector"})
             if "ctc" in stage.objectives and not lexical:
                 raise UsageError(f"objective ctc needs projector: lexical, not {self.model.projector}")
-            if "ce" in stage.objectives and lexical and "projector" in stage.trains and "ctc" not in stage.objectives:
-                raise UsageError("ce alone gives a lexical projector no gradient: keep ctc in objectives")
+            if "ctc" not in stage.objectives and lexical and hears:
+                raise UsageError(
+                    "ce alone gives a lexical projector and its steering no gradient: keep ctc in objectives"
+                )
+            if not hears and ("ce" not in stage.objectives or "prompt_vectors" not in stage.trains):
+                raise UsageError(
+                    f"objectives {list(stage.objectives)} give nothing in trains={stage.trains} a gradient"
+                )
             if "prompt_vectors" in stage.trains and not self.model.prompt_vectors:
                 raise UsageError("trains: prompt_vectors, but model.prompt_vectors is 0")
 
@@ -119,7 +131,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         key, equals, value = override.partition("=")
         if not equals:
             raise UsageError(f"override {override!r}: write it as key=value, such as stages.0.steps=200")
-        _override(content, key.split("."), yaml.safe_load(value), override)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"override {override!r}: {value!r} is not YAML") from None
+        _override(content, key.split("."), parsed, override)
     return build(Recipe, content, str(path))
 
 
@@ -129,7 +145,7 @@ def _override(content: Any, keys: list[str], value: Any, said: str) -> None:
             if not key.isdigit() or int(key) >= len(content):
                 raise UsageError(f"override {said!r}: {key!r} is no item of a list of {len(content)}")
             content = content[int(key)]
-        else:
+        elif isinstance(content, dict):
             content = content.setdefault(key, {})
     if isinstance(content, list):
         if not keys[-1].isdigit() or int(keys[-1]) >= len(content):
@@ -138,4 +154,4 @@ def _override(content: Any, keys: list[str], value: Any, said: str) -> None:
     elif isinstance(content, dict):
         content[keys[-1]] = value
     else:
-        raise UsageError(f"override {said!r}: {'.'.join(keys[:-1])} holds no keys")
+        raise UsageError(f"override {said!r}: {'.'.join(keys[:-1]) or 'the recipe'} holds no keys")

@@ -1,0 +1,103 @@
+"""Ears: from sources of sound to text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import speechlike
+
+from steermoe.errors import AdapterError, AudioError, UsageError
+from steermoe.inference.ears import Ears, find_adapter, load, needed_models
+
+
+def test_one_in_one_out_a_list_in_a_list_out(ears: Ears, tmp_path: Path) -> None:
+    clip = speechlike(1.5)
+    soundfile.write(tmp_path / "a.wav", clip, 16_000, subtype="FLOAT")
+    one = ears.transcribe(tmp_path / "a.wav")
+    assert isinstance(one, str)
+    assert ears.transcribe([tmp_path / "a.wav"]) == [one]
+    assert ears.transcribe((tmp_path / "a.wav").read_bytes()) == one
+    assert ears.transcribe(io.BytesIO((tmp_path / "a.wav").read_bytes())) == one
+    assert ears.transcribe(clip, sampling_rate=16_000) == one
+
+
+def test_no_word_heard_is_no_text(make: Callable[..., Ears]) -> None:
+    """Without words there is nothing to repeat, and an LLM that is asked all the same invents."""
+    ears = make()
+    with torch.no_grad():
+        ears.model.projector.blank_bias.fill_(1e4)  # type: ignore[union-attr,operator]
+    clips = [speechlike(1.0, seed) for seed in range(3)]
+    assert ears.transcribe(clips, sampling_rate=16_000) == ["", "", ""]
+    assert ears.hear(clips, sampling_rate=16_000) == ["", "", ""]
+
+
+def test_some_silent_some_not_keep_their_places(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [speechlike(1.0, 1), speechlike(1.2, 2), speechlike(0.8, 3)]
+    expected = [ears.transcribe(clip, sampling_rate=16_000) for clip in clips]
+    real = ears.model.hear
+
+    def second_is_silent(**inputs: torch.Tensor) -> list[torch.Tensor]:
+        audios = real(**inputs)
+        audios[1] = ears.model.projector.nothing[None].detach()  # type: ignore[union-attr,index]
+        return audios
+
+    monkeypatch.setattr(ears.model, "hear", second_is_silent)
+    assert ears.transcribe(clips, sampling_rate=16_000) == [expected[0], "", expected[2]]
+
+
+def test_long_audio_is_the_texts_of_its_windows(ears: Ears) -> None:
+    from steermoe.audio import windows
+
+    clip = speechlike(67.0)
+    pieces = windows(clip, ears.model.frames.window)
+    assert len(pieces) > 2
+    texts = [str(ears.transcribe(piece, sampling_rate=16_000)) for piece in pieces]
+    assert ears.transcribe(clip, sampling_rate=16_000) == " ".join(text for text in texts if text)
+
+
+def test_longer_than_the_limit_is_refused(ears: Ears) -> None:
+    with pytest.raises(AudioError, match="max-duration"):
+        ears.transcribe(speechlike(3.0), sampling_rate=16_000, max_duration=2.0)
+
+
+def test_hear_is_for_lexical_projectors(make: Callable[..., Ears]) -> None:
+    with pytest.raises(UsageError, match="projector: linear"):
+        make(projector="linear").hear(speechlike(1.0), sampling_rate=16_000)
+
+
+def test_blank_penalty_drops_fewer_words(make: Callable[..., Ears]) -> None:
+    clip = speechlike(4.0)
+    counts = []
+    for penalty in (0.0, 2.0, 1e4):
+        ears = make(blank_penalty=penalty)
+        inputs = ears.processor.features([clip])
+        counts.append(len(ears.model.hear(**inputs)[0]))
+    assert counts[0] <= counts[1] <= counts[2] and counts[0] < counts[2]
+
+
+def test_load_gives_back_what_was_saved(make: Callable[..., Ears], tmp_path: Path) -> None:
+    ears = make(prompt_vectors=3, seed=5)
+    ears.model.save_adapter(tmp_path / "a")
+    again = load(tmp_path / "a", dtype=torch.float32)
+    assert again.config == ears.config
+    clip = speechlike(2.0)
+    assert again.transcribe(clip, sampling_rate=16_000) == ears.transcribe(clip, sampling_rate=16_000)
+    assert needed_models(tmp_path / "a") == [ears.config.encoder, ears.config.llm]
+
+
+def test_an_adapter_that_is_not_there() -> None:
+    with pytest.raises(AdapterError, match="no adapter there"):
+        find_adapter("nowhere")
+
+
+def test_nan_never_reaches_the_model(ears: Ears) -> None:
+    clip = speechlike(1.0)
+    clip[100] = np.nan
+    with pytest.raises(AudioError):
+        ears.transcribe(clip, sampling_rate=16_000)

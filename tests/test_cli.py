@@ -1,0 +1,257 @@
+"""The command line: one line for every error, the right exit code, results alone on stdout, --help at once."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from steermoe.adapter import TENSORS
+from steermoe.cli import main
+from steermoe.inference.ears import Ears
+
+Run = Callable[..., tuple[int, list[str], list[str]]]
+
+
+@pytest.fixture
+def run(capsys: Any) -> Run:
+    """``run(*argv) -> (exit code, lines of stdout, lines of stderr)``."""
+
+    def run(*argv: Any) -> tuple[int, list[str], list[str]]:
+        capsys.readouterr()
+        code = main([str(a) for a in argv])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out.splitlines(), said.err.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def adapter(ears: Ears, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / "a"
+    ears.model.save_adapter(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(recipe: dict[str, Any], tmp_path: Path) -> Path:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path / "run.yaml"
+
+
+@pytest.fixture
+def wav(tmp_path: Path, speech: Callable[..., np.ndarray]) -> Path:
+    soundfile.write(tmp_path / "speech.wav", speech(1.2), 16_000)
+    return tmp_path / "speech.wav"
+
+
+def shell(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "steermoe", *argv], capture_output=True, text=True, **options)
+
+
+# Errors. {tmp} is an empty folder, {wav} 1.2 s of sound, {recipe} and {adapter} work.
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ("sing", 2, "invalid choice: 'sing'"),
+        ("--sing", 2, "--sing"),
+        ("transcribe", 2, "audio"),
+        ("chat hi --audio {wav} there", 2, "unrecognized arguments: there"),
+        ("train {recipe} --resume --sead 1", 2, "unrecognized arguments: --sead 1"),
+        ("transcribe {wav} --batch-size 0", 2, "--batch-size: invalid positive int value: '0'"),
+        ("transcribe {wav} --batch-size x", 2, "--batch-size: invalid positive int value: 'x'"),
+        ("evaluate", 2, "--data"),
+        ("evaluate --data x --suite mmlu", 2, "invalid choice: 'mmlu'"),
+        ("evaluate --data fotak:test", 1, "fotak:test: no such source; did you mean 'fotaq'?"),
+        ("evaluate --data {tmp}/absent.jsonl", 1, "absent.jsonl: no such manifest"),
+        ("transcribe {tmp}/absent.wav", 1, "absent.wav: no such file"),
+        ("transcribe {tmp}", 1, "no audio in this folder"),
+        ("transcribe {recipe}", 1, "run.yaml: not audio that can be read"),
+        ("transcribe {wav} --max-duration 1", 1, "1.2 s long, more than the limit of 1 s"),
+        ("transcribe {wav} --adapter {tmp}", 1, "no adapter there"),
+        ("transcribe {wav} --adapter nosuch", 1, "nosuch: no adapter there"),
+        ("chat", 2, "nothing to answer: give a text, or --audio FILE"),
+        ("chat hi --audio {tmp}/absent.wav", 1, "absent.wav: no such file"),
+        ("chat hi --adapter {tmp}", 1, "no adapter there"),
+        ("inspect --adapter {tmp}", 1, "no adapter there"),
+        ("fetch nosuch", 2, "'nosuch': no such folder"),
+        ("train", 2, "config"),
+        ("train {tmp}/absent.yaml", 2, "absent.yaml: no such recipe"),
+        ("train {recipe} sead=1", 2, "unknown key 'sead'; did you mean 'seed'"),
+        ("train {recipe} seed", 2, "write it as key=value"),
+        ("train {recipe} model.encoder=nosuch", 2, "'nosuch': no such folder"),
+        ("train {recipe} model.steer_layers=[7]", 2, "steer_layers=[7]: the encoder has 2 layers"),
+        ("train {recipe} data.train={tmp}/absent.jsonl", 1, "no such manifest"),
+        ("train {recipe} data.max_clip_seconds=0.01", 1, "no clip of at most 0.01 s"),
+        ("train {recipe} --init-from nosuch", 1, "nosuch: no adapter there"),
+        ("train {recipe} --init-from {adapter} --resume", 2, "give one of them"),
+        ("train {recipe} --init-from {adapter} model.prompt_vectors=3", 1, "prompt_vectors (2, 48) instead of (3, 48)"),
+        ("train {recipe} out={wav}/x", 1, "speech.wav/x: Not a directory"),
+    ],
+)
+def test_errors(
+    run: Run, adapter: Path, recipe_file: Path, wav: Path, tmp_path: Path, argv: str, code: int, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"tmp": tmp_path / "empty", "wav": wav, "recipe": recipe_file, "adapter": adapter}
+    got, out, err = run(*(word.format(**places) if "{" in word else word for word in argv.split()))
+    assert got == code and out == []
+    errors = [line for line in err if line.startswith("error: ")]
+    assert len(errors) == 1 and err[-1] == errors[0] and message in errors[0]
+
+
+def test_without_a_command_the_help(run: Run) -> None:
+    code, out, err = run()
+    assert code == 2 and out[0].startswith("usage: steermoe") and not err
+
+
+def test_version(run: Run) -> None:
+    code, (version,), _ = run("--version")
+    assert code == 0 and version
+
+
+def test_help_is_instant_and_without_torch() -> None:
+    code = (
+        "import sys\nfrom steermoe.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
+        "import steermoe\nassert 'load' in dir(steermoe)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    for command in ("fetch", "train", "evaluate", "transcribe", "chat", "inspect", "quickstart"):
+        assert re.search(rf"^    {command}\b", done.stdout, re.M)
+    # Time of its own, which a busy machine does not change.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_a_process_says_one_line_too(tmp_path: Path) -> None:
+    done = shell("train", str(tmp_path / "absent.yaml"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {tmp_path}/absent.yaml: no such recipe\n"
+
+
+# Results.
+
+
+def test_transcribe(run: Run, adapter: Path, wav: Path, ears: Ears) -> None:
+    wanted = ears.transcribe(wav)
+    code, out, _ = run("transcribe", wav, "--adapter", adapter)
+    assert code == 0 and "\n".join(out) == "\n".join(str(wanted).splitlines())
+    code, out, _ = run("transcribe", wav, "--adapter", adapter, "--json", wav.parent)
+    rows = json.loads(out[-1])
+    assert code == 0 and [r["path"] for r in rows] == [str(wav)] * 2 and {r["text"] for r in rows} == {wanted}
+    assert (
+        rows[0]["duration"] == 1.2
+        and rows[0]["seconds"] > 0
+        and set(rows[0]) == {"path", "text", "seconds", "duration"}
+    )
+    assert out[-1] == json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+
+
+def test_transcribe_stdin(run: Run, adapter: Path, wav: Path, ears: Ears, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(wav.read_bytes())))
+    code, out, _ = run("transcribe", "-", "--adapter", adapter, "--json")
+    assert code == 0 and json.loads(out[-1])[0]["text"] == ears.transcribe(wav)
+
+
+def test_one_bad_file_does_not_cost_the_others(run: Run, adapter: Path, wav: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.wav"
+    soundfile.write(bad, np.full(9_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    code, out, err = run("transcribe", bad, wav, "--adapter", adapter, "--json")
+    assert code == 1 and [r["path"] for r in json.loads(out[-1])] == [str(wav)]
+    assert next(line for line in err if "bad.wav" in line).startswith("error: ")
+    assert err[-1] == "error: 1 of 2 files could not be read"
+
+
+def test_chat(run: Run, adapter: Path, wav: Path, ears: Ears) -> None:
+    code, out, _ = run("chat", "very", "--system", "well", "--adapter", adapter, "--max-new-tokens", 5, "--json")
+    messages = [{"role": "system", "content": "well"}, {"role": "user", "content": [{"type": "text", "text": "very"}]}]
+    assert code == 0 and json.loads(out[-1]) == {"answer": ears.chat(messages, max_new_tokens=5)}
+    code, out, _ = run("chat", "very", "--audio", wav, "--adapter", adapter, "--max-new-tokens", 5, "--json")
+    parts = [{"type": "audio", "path": str(wav)}, {"type": "text", "text": "very"}]
+    assert json.loads(out[-1]) == {"answer": ears.chat([{"role": "user", "content": parts}], max_new_tokens=5)}
+
+
+def test_evaluate(run: Run, adapter: Path, manifest: Path, tmp_path: Path) -> None:
+    code, out, _ = run(
+        "evaluate", "--data", manifest, "--limit", 3, "--adapter", adapter, "--json", "--out", tmp_path / "o"
+    )
+    value = json.loads(out[-1])
+    assert code == 0 and value["suite"] == "asr" and value["n"] == 3 and value["data"].endswith("clips.jsonl[:3]")
+    assert {"wer", "cer", "wer_raw", "cer_raw"} <= set(value["metrics"]) and len(value["interval"]["wer"]) == 2
+    assert (tmp_path / "o" / "predictions.jsonl").read_text().count("\n") == 3
+
+
+def test_inspect(run: Run, adapter: Path, wav: Path, tmp_path: Path) -> None:
+    code, out, _ = run("inspect", wav, "--adapter", adapter, "--json", "--out", tmp_path / "gates.png")
+    value = json.loads(out[-1])
+    assert code == 0 and len(value["scales"]) == 2
+    assert value["trained"] == sum(n for k, n in value["parameters"].items() if not k.startswith("frozen"))
+    assert (tmp_path / "gates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_train(run: Run, recipe_file: Path, recipe: dict[str, Any], wav: Path) -> None:
+    code, out, err = run("train", recipe_file, "stages.0.steps=1", "stages.1.steps=1", "--json")
+    adapter = f"{recipe['out']}/adapter"
+    assert code == 0 and [json.loads(line) for line in out] == [{"adapter": adapter}]
+    assert err[-1] == f"adapter: {adapter}"
+    assert run("transcribe", wav, "--adapter", adapter)[0] == 0
+    code, _, err = run("train", recipe_file)
+    assert code == 2 and "holds a run already: continue it with --resume" in err[-1]
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume(run: Run, recipe_file: Path, recipe: dict[str, Any]) -> None:
+    out = Path(recipe["out"])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "steermoe", "train", recipe_file, "stages.0.steps=5000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not (out / "metrics.jsonl").is_file() or (out / "metrics.jsonl").read_text().count("\n") < 2:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGINT)
+    stdout, stderr = child.communicate(timeout=240)
+    assert child.returncode == 130 and stdout == "" and "Traceback" not in stderr
+    last = stderr.splitlines()[-1]
+    step = int(last.split("step ")[1].split(";")[0])
+    assert last.startswith("error: interrupted after step") and last.endswith("continue with --resume")
+    assert not (out / "adapter").exists()
+    code, _, _ = run("train", recipe_file, f"stages.0.steps={step + 2}", "--resume")
+    assert code == 0 and (out / "adapter" / TENSORS).is_file()
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, step + 2 + 4 + 1))
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "steermoe", "--version"], stdout=gone, stderr=subprocess.PIPE, text=True
+        )
+        _, stderr = child.communicate(timeout=60)
+    assert (child.returncode, stderr) == (0, "")

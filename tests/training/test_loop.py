@@ -1,0 +1,285 @@
+"""The loop's parts: schedule, order, groups, metrics, checkpoints; whole runs are in test_promises.py."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from steermoe.config import build
+from steermoe.data import Example, load_source
+from steermoe.data.batching import by_duration
+from steermoe.errors import AdapterError, DataError, UsageError
+from steermoe.inference.ears import Ears, from_model
+from steermoe.model import SteerMoEForConditionalGeneration
+from steermoe.training import checkpoint as checkpoints
+from steermoe.training.checkpoint import latest, restore, save_checkpoint
+from steermoe.training.loop import Metrics, Trainer, batch_order, rate, training_set
+from steermoe.training.objectives import Entered, Objectives, candidate_tokens, collate, groups
+from steermoe.training.recipe import Data, Recipe, Stage
+from steermoe.training.run import new_model, train
+
+Values = dict[str, Any]
+
+
+def test_rate_warms_up_then_falls_to_the_floor() -> None:
+    stage = Stage(steps=100, warmup=10, floor=0.1)
+    rates = [rate(step, stage) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == 1 and rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert rate(3, Stage(steps=2, warmup=50)) == 4 / 50  # a stage shorter than its warm-up
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_order_resumes_and_shares(world: int) -> None:
+    examples = [Example(str(i), Path(f"{i}.wav"), "x", duration=1 + i % 7) for i in range(40)]
+    recipe, stage = Recipe(seed=3), Stage(batch_seconds=12)
+    batches = by_duration([e.duration or 0 for e in examples], 12, seed=3)
+    for rank in range(world):
+        order = list(islice(batch_order(examples, stage, recipe, 0, rank, world), 25))
+        assert order[: len(batches) // world] == batches[rank::world][: len(batches) // world]
+        for skip in (1, 7, 20):  # also into later epochs
+            assert list(islice(batch_order(examples, stage, recipe, skip, rank, world), 5)) == order[skip : skip + 5]
+
+
+def test_more_ranks_than_batches_is_an_error_not_a_hang() -> None:
+    examples = [Example("a", Path("a.wav"), "x", duration=1.0)]
+    with pytest.raises(DataError, match="1 batch"):
+        next(batch_order(examples, Stage(batch_seconds=60), Recipe(), 0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("trains", "names"),
+    [
+        (["steering", "projector"], ["vectors", "router", "projector"]),
+        (["prompt_vectors"], ["prompt"]),
+        (["projector", "prompt_vectors"], ["projector", "prompt"]),
+    ],
+)
+def test_groups_are_the_papers(make: Callable[..., Ears], trains: list[str], names: list[str]) -> None:
+    model = make(fresh=True, prompt_vectors=2).model
+    found = {g["name"]: g for g in groups(model, Stage(trains=trains))}
+    assert list(found) == names
+    peaks = {"vectors": 1e-2, "router": 1e-3, "projector": 1e-4, "prompt": 1e-2}
+    assert all(g["lr"] == g["peak"] == peaks[n] for n, g in found.items())
+    grouped = {id(p) for g in found.values() for p in g["params"]}
+    assert (
+        grouped == {id(p) for p in model.trainable().values()} == {id(p) for p in model.parameters() if p.requires_grad}
+    )
+    assert all(n.startswith(tuple(trains)) for n in model.trainable())
+    if "vectors" in found:
+        of = {id(p): n for n, p in model.named_parameters()}
+        assert {of[id(p)] for p in found["vectors"]["params"]} == {"steering.vectors", "steering.scales"}
+        assert {of[id(p)] for p in found["router"]["params"]} == {"steering.router.weight", "steering.router.bias"}
+
+
+def test_candidates_hold_the_text_and_some_others(ears: Ears) -> None:
+    texts = ["very well", "the quick"]
+    used = {t for text in texts for t in ears.processor.tokens(text)}
+    for extra in (0, 10, 10_000):
+        ids = candidate_tokens(ears.processor, texts, extra, seed=1, size=300).tolist()
+        assert ids == sorted(set(ids)) and used <= set(ids) and len(ids) == min(300, len(used) + extra)
+    draw = [candidate_tokens(ears.processor, texts, 10, seed, 300) for seed in (1, 1, 2)]
+    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
+
+
+def test_objectives_are_the_models_own_losses(make: Callable[..., Ears], manifest: Path) -> None:
+    e = make(projector="lexical", prompt_vectors=2)
+    examples = load_source(str(manifest))[:3]
+    clips, texts = [x.load() for x in examples], [x.text for x in examples]
+    stage = Stage(objectives={"ctc": 0.5, "ce": 2.0})
+    with torch.no_grad():
+        batch = collate(e.processor, Entered(e.model, e.processor, keep=False)(examples, clips), texts, stage)
+        losses = Objectives(e.model, stage)(batch)
+        prompts = [e.processor.answered(e.processor.transcription(c), t) for c, t in zip(clips, texts, strict=True)]
+        whole = e.processor.batch(prompts)
+        ce = e.model(**whole, with_prompt=True).loss
+        h, lengths = e.model.encode(whole["input_features"], whole["feature_lengths"])
+        ctc = e.model.projector.ctc_loss(h, lengths, [e.processor.tokens(t) for t in texts])
+    torch.testing.assert_close(losses["ce"], ce)
+    torch.testing.assert_close(losses["ctc"], ctc)
+    torch.testing.assert_close(losses["loss"], 0.5 * ctc + 2 * ce)
+
+
+def test_kept_frames_do_not_depend_on_their_first_batch(make: Callable[..., Ears], manifest: Path) -> None:
+    e = make(steer_layers=[1])
+    examples = load_source(str(manifest))[:4]
+    clips = [x.load() for x in examples]
+    one, other = (Entered(e.model, e.processor, keep=True) for _ in range(2))
+    h, lengths = one(examples, clips)
+    other(examples[2:], clips[2:])
+    other([*examples[:2]], clips[:2])
+    assert all(x in other for x in examples)
+    assert torch.equal(other(examples, [None] * 4)[0], h) and torch.equal(one(examples, clips)[0], h)
+    plain, plain_lengths = Entered(e.model, e.processor, keep=False)(examples, clips)
+    assert torch.equal(lengths, plain_lengths)
+    for i, n in enumerate(lengths.tolist()):
+        torch.testing.assert_close(h[i, :n], plain[i, :n], rtol=2e-3, atol=2e-3)
+
+
+def test_training_set_counts_what_it_leaves_out(manifest: Path, capsys: Any) -> None:
+    kept = training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=1.2, min_words=2)))
+    assert {e.id for e in kept} == {e.id for e in load_source(str(manifest)) if e.duration <= 1.2 and " " in e.text}
+    assert f"{len(kept)} clips" in (said := capsys.readouterr().err) and f"left out {12 - len(kept)}" in said
+    with pytest.raises(DataError, match=r"no clip of at most 0\.01 s"):
+        training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=0.01)))
+
+
+def test_metrics_drop_what_a_resumption_repeats(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3, 4))
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 5, "lo')  # killed as it wrote
+    metrics = Metrics(tmp_path, start=3, total=9, active=True)
+    metrics.add({"step": 4, "loss": 2.0}, show=False)
+    metrics.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["loss"]) for r in lines] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+
+
+def test_a_run_leaves_its_recipe_metrics_and_two_checkpoints(recipe: Values, capsys: Any) -> None:
+    folder = train(build(Recipe, recipe))
+    out = Path(recipe["out"])
+    assert folder == out / "adapter"
+    assert build(Recipe, json.loads((out / "recipe.json").read_text())) == build(Recipe, recipe)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(1, 9)) and [r["stage"] for r in rows] == [0] * 4 + [1] * 4
+    assert all("ctc" in r and "ce" not in r for r in rows[:4]) and all("ce" in r for r in rows[4:])
+    assert rows[0]["lr_vectors"] == 1e-2 > rows[3]["lr_vectors"] and "lr_prompt" in rows[4]
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["step-000006", "step-000008"]
+    said = capsys.readouterr()
+    assert said.out == "" and "step 1/8" in said.err  # stdout is for results
+
+    with pytest.raises(UsageError, match="holds a run already: continue it with --resume"):
+        train(build(Recipe, recipe))
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    train(build(Recipe, recipe), resume=True)  # nothing is left to do, and nothing is lost
+    assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_validation_runs_on_the_whole_vocabulary(recipe: Values) -> None:
+    made = build(Recipe, {**recipe, "valid_every": 3})
+    model = new_model(made)
+    seen: list[tuple[int, Any]] = []
+
+    def validate(step: int) -> dict[str, float]:
+        seen.append((step, model.projector.candidates))
+        return {"valid_wer": 0.5}
+
+    Trainer(made, model, from_model(model).processor).run(validate=validate)
+    assert seen == [(3, None), (4, None), (6, None), (8, None)]
+
+
+def test_init_from_starts_there(recipe: Values, tmp_path: Path) -> None:
+    first = train(build(Recipe, recipe))
+    second = {**recipe, "out": str(tmp_path / "second"), "seed": 9}
+    for group in second["stages"][0]["rates"]:
+        second["stages"][0]["rates"][group] = 0.0  # moves nothing
+    folder = train(build(Recipe, second), init_from=str(first))
+    from safetensors.torch import load_file
+
+    a, b = (load_file(f / "adapter_model.safetensors") for f in (first, folder))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(UsageError, match="--init-from starts a run and --resume continues one"):
+        train(build(Recipe, second), resume=True, init_from=str(first))
+
+
+def test_broken_clips_are_skipped_and_named(recipe: Values, tmp_path: Path, manifest: Path, capsys: Any) -> None:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        row["audio"] = str(manifest.parent / row["audio"])
+    soundfile.write(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    rows = rows * 20 + [{"audio": str(tmp_path / "nan.wav"), "text": "very", "duration": 1.0}]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = {**recipe["stages"][0], "steps": 3, "batch_seconds": 200}
+    train(build(Recipe, {**recipe, "data": {"train": [str(tmp_path / "some.jsonl")]}, "stages": [stage]}))
+    assert "skipped some-241: " in capsys.readouterr().err
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[-2:]))
+    with pytest.raises(DataError, match="audio files cannot be read"):
+        train(build(Recipe, {**recipe, "data": {"train": [str(tmp_path / "bad.jsonl")]}, "out": str(tmp_path / "b")}))
+
+
+# Checkpoints: absent or whole.
+
+
+@pytest.fixture
+def trained(make: Callable[..., Ears]) -> tuple[SteerMoEForConditionalGeneration, torch.optim.Optimizer]:
+    model = make(prompt_vectors=2).model
+    optimizer = torch.optim.AdamW(groups(model, Stage()))
+    for parameter in model.trainable().values():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return model, optimizer
+
+
+def test_a_checkpoint_holds_model_and_moments(trained: Any, make: Callable[..., Ears], tmp_path: Path) -> None:
+    model, optimizer = trained
+    path = save_checkpoint(tmp_path, model, optimizer, {"step": 5, "stage": 0})
+    assert latest(tmp_path) == path and not list(path.glob("*.pt")) and not list(path.glob("*.bin"))
+    other = make(seed=3, prompt_vectors=2).model
+    fresh = torch.optim.AdamW(groups(other, Stage()))
+    restore(path, other, fresh)
+    own, got = model.adapter_state(), other.adapter_state()
+    assert all(torch.equal(own[k], got[k]) for k in own)
+    for a, b in zip(model.trainable().values(), other.trainable().values(), strict=True):
+        assert all(torch.equal(optimizer.state[a][k], fresh.state[b][k]) for k in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_latest_is_the_newest_whole_one_and_two_are_kept(trained: Any, tmp_path: Path) -> None:
+    assert latest(tmp_path) is None
+    for step in (2, 10, 9_999):
+        save_checkpoint(tmp_path, *trained, {"step": step, "stage": 0})
+    (tmp_path / "step-010000").mkdir()  # not whole
+    assert latest(tmp_path) == tmp_path / "step-009999"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-009999", "step-010000"]
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints(trained: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    kept = save_checkpoint(tmp_path, *trained, {"step": 1, "stage": 0})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(
+        AdapterError, match=r"step-000002: .*No space left on device.*earlier checkpoints are untouched"
+    ):
+        save_checkpoint(tmp_path, *trained, {"step": 2, "stage": 0})
+    assert [p.name for p in tmp_path.iterdir()] == [kept.name] and latest(tmp_path) == kept
+
+
+@pytest.mark.parametrize(("function", "nth"), [("save_file", 1), ("fsync", 1), ("replace", 1), ("replace", 3)])
+def test_a_kill_leaves_only_whole_checkpoints(
+    trained: Any, make: Callable[..., Ears], tmp_path: Path, function: str, nth: int
+) -> None:
+    save_checkpoint(tmp_path, *trained, {"step": 1, "stage": 0})
+    child = os.fork()
+    if child == 0:
+        module: Any = checkpoints if function == "save_file" else os
+        real, calls = getattr(module, function), []
+
+        def killed(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(module, function, killed)
+        try:
+            save_checkpoint(tmp_path, *trained, {"step": 2, "stage": 0})
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert latest(tmp_path) == tmp_path / "step-000001"
+    restore(tmp_path / "step-000001", make(seed=3, prompt_vectors=2).model, None)
+    save_checkpoint(tmp_path, *trained, {"step": 2, "stage": 0})  # the next one clears up
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000002"]

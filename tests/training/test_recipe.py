@@ -1,0 +1,137 @@
+"""Recipes: overrides, and errors that name the file, the key and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steermoe.errors import UsageError
+from steermoe.training.recipe import Recipe, load_recipe
+
+YAML = """
+model: {projector: linear, num_experts: 2}
+stages:
+  - {objectives: {ce: 1.0}, steps: 5, rates: {vectors: 1e-2}}
+  - {objectives: {ce: 1.0}, steps: 7}
+out: runs/x
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "run.yaml").write_text(YAML)
+    return tmp_path / "run.yaml"
+
+
+def test_values_and_defaults(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.stages[0].rates.vectors == 1e-2  # which YAML 1.1 reads as a string
+    assert recipe.stages[1].rates.vectors == 1e-2 and recipe.stages[1].rates.projector == 1e-4  # the paper's
+    assert recipe.model.num_experts == 2 and recipe.model.scale == 0.1 and recipe.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "expected"),
+    [
+        ("out=runs/y", lambda r: r.out, "runs/y"),
+        ("stages.1.steps=3", lambda r: [s.steps for s in r.stages], [5, 3]),
+        ("stages.0.rates.router=5e-4", lambda r: r.stages[0].rates.router, 5e-4),
+        ("data.augment=true", lambda r: r.data.augment, True),
+        ("data.train=[a.jsonl, b.jsonl]", lambda r: r.data.train, ["a.jsonl", "b.jsonl"]),
+        ("data.train=a=b.jsonl", lambda r: r.data.train, ["a=b.jsonl"]),
+        ("model.steer_layers=[0]", lambda r: r.model.steer_layers, [0]),
+        ("stages=[{objectives: {ce: 1}, steps: 2}]", lambda r: [s.steps for s in r.stages], [2]),
+    ],
+)
+def test_overrides(path: Path, override: str, read: Any, expected: Any) -> None:
+    assert read(load_recipe(path, [override])) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "override 'seed': write it as key=value"),
+        ("stages.2.steps=1", "'2' is no item of a list of 2"),
+        ("stages.x.steps=1", "'x' is no item of a list of 2"),
+        ("stages.5={}", "'5' is no item of a list of 2"),
+        ("out.a.b=1", "override 'out.a.b=1': out.a holds no keys"),
+        ("out.a=1", "override 'out.a=1': out holds no keys"),
+        ("data.train=[a", r"'\[a' is not YAML"),
+        ("sead=1", "unknown key 'sead'; did you mean 'seed'"),
+        ("seed=x", "run.yaml.seed: expected int, got 'x'"),
+        ("stages.0.stepz=1", r"run.yaml.stages\[0\]: unknown key 'stepz'; did you mean 'steps'"),
+        ("model.projector=cubic", "'cubic' is none of lexical, linear, mlp"),
+        ("stages.0.steps=0", "steps=0"),
+        ("stages.0.batch_seconds=-1", "batch_seconds=-1"),
+        ("stages.0.objectives={cd: 1}", "objectives: 'cd' is none of ctc, ce"),
+        ("stages.0.objectives={}", "each needs at least one"),
+        ("stages.0.trains=[llm]", "trains: 'llm' is none of steering, projector, prompt_vectors"),
+        ("stages.0.trains=[]", "each needs at least one"),
+        ("stages.0.trains=[prompt_vectors]", "model.prompt_vectors is 0"),
+        ("stages.0.objectives={ctc: 1}", "ctc needs projector: lexical, not linear"),
+        ("checkpoint_every=0", "checkpoint_every=0: must be at least 1"),
+    ],
+)
+def test_bad_overrides(path: Path, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_recipe(path, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", "not YAML"),
+        ("- 1", "expected keys and values"),
+        ("hello", "expected keys and values"),
+        ("stages: 3", "expected keys and values"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=message) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="the recipe holds no keys"):
+        path.write_text("hello")
+        load_recipe(path, ["a=1"])
+
+
+def test_absent_and_empty(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"absent.yaml: no such recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_recipe(tmp_path)
+    (tmp_path / "empty.yaml").touch()
+    assert load_recipe(tmp_path / "empty.yaml") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("objectives", "trains", "steer", "learns"),
+    [
+        ("{ctc: 1}", "[steering, projector]", "true", True),
+        ("{ctc: 1, ce: 1}", "[steering, prompt_vectors]", "true", True),
+        ("{ce: 1}", "[prompt_vectors]", "true", True),
+        ("{ctc: 1}", "[steering, projector]", "false", True),
+        ("{ce: 1}", "[steering]", "true", False),  # the lexical read-out is piecewise constant
+        ("{ce: 1}", "[projector, prompt_vectors]", "true", False),
+        ("{ctc: 1}", "[prompt_vectors]", "true", False),
+        ("{ctc: 1}", "[steering]", "false", False),
+    ],
+)
+def test_a_lexical_stage_must_have_a_gradient(
+    tmp_path: Path, objectives: str, trains: str, steer: str, learns: bool
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"model: {{prompt_vectors: 2, steer: {steer}}}\nstages: [{{objectives: {objectives}, trains: {trains}}}]"
+    )
+    if learns:
+        load_recipe(path)
+    else:
+        with pytest.raises(UsageError, match="gradient"):
+            load_recipe(path)
