@@ -38,6 +38,7 @@ def same(folder: Path, model: Model) -> bool:
 
 def test_what_is_written(saved: Path, ears: Ears, pair: Any) -> None:
     assert sorted(p.name for p in saved.iterdir()) == [adapters.CONFIG, adapters.TENSORS]
+    assert len({p.stat().st_mode for p in saved.iterdir()}) == 1  # what others may read, they may read whole
     content = json.loads((saved / adapters.CONFIG).read_text())
     assert content["format"] == 1 and content["trained"] == {"step": 7}
     assert content["pair"]["encoder"]["name"] == pair.encoder and len(content["pair"]["llm"]["weights"][0]) == 64

@@ -61,9 +61,11 @@ def digests(*modules: nn.Module) -> list[tuple[str, str]]:
 # 1. Frozen means frozen.
 
 
-@pytest.mark.parametrize("projector", ["lexical", "linear"])
-def test_promise_1_frozen_parameters_and_buffers_stay(recipe: Values, projector: str) -> None:
-    if projector == "linear":  # ce through the LLM into everything that is trained
+@pytest.mark.parametrize("how", ["ctc then ce", "ctc then copy", "linear"])
+def test_promise_1_frozen_parameters_and_buffers_stay(recipe: Values, how: str) -> None:
+    if how == "ctc then copy":
+        recipe["stages"][1]["objectives"] = {"copy": 1.0}
+    if how == "linear":  # ce through the LLM into everything that is trained
         recipe["model"]["projector"] = "linear"
         recipe["stages"] = [{**recipe["stages"][1], "trains": ["steering", "projector", "prompt_vectors"]}]
     made = build(Recipe, recipe)
@@ -210,6 +212,13 @@ def test_promise_4_transcripts_do_not_depend_on_the_batch(either: Ears, speech: 
     assert either.transcribe(clips[::-1], sampling_rate=16_000, batch_size=8) == alone[::-1]
 
 
+@pytest.mark.slow
+def test_promise_4_on_the_real_pair(real_pair: Ears, speech: Speech) -> None:
+    clips = [speech(s, i) for i, s in enumerate([1.5, 6.0, 0.4, 31.0])]
+    alone = [real_pair.transcribe(clip, sampling_rate=16_000, max_new_tokens=12) for clip in clips]
+    assert real_pair.transcribe(clips, sampling_rate=16_000, max_new_tokens=12, batch_size=8) == alone
+
+
 @pytest.mark.parametrize("poison", [float("nan"), 1e30])
 def test_promise_4_no_padding_reaches_the_llm(either: Ears, speech: Speech, poison: float) -> None:
     inputs = either.processor.features([speech(s, i) for i, s in enumerate([1.31, 0.4, 0.93])])
@@ -295,12 +304,14 @@ def test_promise_6_tensors_round_trip_bit_exact(make: Make, tmp_path: Path) -> N
         assert tensor.numpy().tobytes() == again.adapter_state()[name].numpy().tobytes()
 
 
-@pytest.mark.parametrize("how", ["plain", "augmented", "kept"])
+@pytest.mark.parametrize("how", ["plain", "augmented", "kept", "copy"])
 def test_promise_6_interrupted_and_resumed_is_never_interrupted(
     recipe: Values, tmp_path: Path, monkeypatch: Any, how: str
 ) -> None:
     """Ctrl-C within both stages, at their border and at the very end; and a death without any checkpoint."""
     recipe["data"] |= {"augment": how == "augmented", "keep_frames": how == "kept"}
+    if how == "copy":
+        recipe["stages"][1]["objectives"] = {"copy": 1.0}
     whole = train({**recipe, "out": str(tmp_path / "whole")}).adapter_state()
     add = Metrics.add
     for last in (2, 4, 6, 8):
@@ -437,14 +448,19 @@ def test_promise_8_llm_families(family: str, pair: Any, speech: Speech) -> None:
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     options = {"max_new_tokens": 6, "do_sample": False, "with_prompt": True}
     together = model.generate(ids, mask, **inputs, **options)
+    labels = torch.where(mask.bool() & (ids < 64) & (ids != 5), ids, IGNORED)
+    rest = {"with_prompt": True, "num_items_in_batch": 1}
+    loss = model(ids, mask, **inputs, labels=labels, **rest).loss
+    losses = []
     for i, n in enumerate([4, 2]):
         one = {k: v[i : i + 1] for k, v in inputs.items()}
         one["input_features"] = one["input_features"][:, :, : int(one["feature_lengths"])]
         alone = model.generate(ids[i : i + 1, :n], mask[i : i + 1, :n], **one, **options)[0]
         assert together[i, : len(alone)].tolist() == alone.tolist()
+        losses.append(model(ids[i : i + 1, :n], mask[i : i + 1, :n], **one, labels=labels[i : i + 1, :n], **rest).loss)
+    torch.testing.assert_close(loss, sum(losses), rtol=1e-4, atol=1e-4)
 
-    labels = torch.where(mask.bool() & (ids < 64) & (ids != 5), ids, IGNORED)
-    model(ids, mask, **inputs, labels=labels, with_prompt=True).loss.backward()
+    loss.backward()
     assert model.prompt_vectors.grad.abs().sum() > 0 and all(p.grad is None for p in llm.parameters())
     assert digests(model.llm) == before
 

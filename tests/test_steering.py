@@ -36,6 +36,7 @@ def test_equations_by_hand(steering: Steering, layer: int) -> None:
             torch.testing.assert_close(out[b, t], h[b, t] + steering.scales[layer] * delta)  # (3)
 
 
+@torch.no_grad()
 def test_first_values_are_the_references() -> None:
     torch.manual_seed(0)
     fresh = Steering(32, 8, 64)

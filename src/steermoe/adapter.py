@@ -83,6 +83,7 @@ def save(model: SteerMoEForConditionalGeneration, folder: str | Path, trained: d
         try:
             save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
             (scratch / CONFIG).write_text(text, encoding="utf-8")
+            (scratch / TENSORS).chmod((scratch / CONFIG).stat().st_mode)  # safetensors writes for the owner only
             for name in (TENSORS, CONFIG):
                 with open(scratch / name, "rb") as file:
                     os.fsync(file.fileno())  # a full disk is met here, before anything old is replaced

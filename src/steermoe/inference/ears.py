@@ -160,7 +160,9 @@ class Ears:
         """
         tokenizer = self.processor.tokenizer
         inputs = self._on_device(self.processor.ids(prompts))
-        known = {"do_sample": False, "pad_token_id": self.processor.pad_id, "eos_token_id": tokenizer.eos_token_id}
+        told = self.model.llm.generation_config.eos_token_id  # some LLMs end a turn with another token
+        ends = {tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
+        known = {"do_sample": False, "pad_token_id": self.processor.pad_id, "eos_token_id": sorted(ends)}
         options = {**known, **options}
         if audios:
             new = self.model.generate(**inputs, audios=audios, **options)

@@ -28,7 +28,7 @@ from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import SteerMoEProcessor
 from .checkpoint import latest, restore, save_checkpoint
-from .objectives import Entered, Objectives, candidate_tokens, collate, groups
+from .objectives import Entered, Objectives, candidate_tokens, collate, copies, groups
 from .recipe import Recipe, Stage
 
 
@@ -164,19 +164,13 @@ class Trainer:
         objectives, optimizer = accelerator.prepare(Objectives(model, stage), optimizer)
         order = batch_order(examples, stage, recipe, within, accelerator.process_index, accelerator.num_processes)
         batches = list(islice(order, stage.steps - within))
-        entered = self.entered
-        loader = load_batches(examples, batches, lambda e: None if e in entered else e.load())
+        deaf = set(stage.objectives) == {"copy"}  # text is all it needs
+        loader = load_batches(examples, batches, lambda e: None if deaf or e in self.entered else e.load())
         began = time.perf_counter()
         for loaded in loader:
             step = within + loaded.number
-            clips = loaded.items
-            if recipe.data.augment:
-                rng = random.Random(f"{recipe.seed}/{first + step}/{accelerator.process_index}")
-                clips = [augment(clip, rng) for clip in clips if clip is not None]
-            chosen = [examples[i] for i in loaded.indices]
-            inside = entered(chosen, clips)
-            batch = collate(self.processor, inside, [e.text for e in chosen], stage)
-            batch = {k: v.to(accelerator.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            rng = random.Random(f"{recipe.seed}/{first + step}/{accelerator.process_index}")
+            batch = self._batch([examples[i] for i in loaded.indices], loaded.items, stage, deaf, rng)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, stage)
             losses = objectives(batch)
@@ -186,7 +180,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done = first + step + 1
-            seconds = float(inside[1].sum()) / self.processor.frames.rate
+            seconds = float(batch["entered"][1].sum()) / self.processor.frames.rate if not deaf else 0.0
             row = {"step": done, "stage": number, **{name: round(float(v.detach()), 5) for name, v in losses.items()}}
             row |= {"grad_norm": round(float(norm), 4), "audio_seconds": round(seconds, 1)}
             row |= {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}
@@ -206,6 +200,21 @@ class Trainer:
         if validate:
             self._validate(first + stage.steps, metrics, validate)
         self._save(optimizer, first + stage.steps, number)
+
+    def _batch(
+        self, chosen: list[Example], clips: list[Any], stage: Stage, deaf: bool, rng: random.Random
+    ) -> dict[str, Any]:
+        """Everything ``Objectives`` needs for one step, on this process's device."""
+        texts, batch, device = [e.text for e in chosen], {}, self.accelerator.device
+        if not deaf:
+            if self.recipe.data.augment:
+                clips = [augment(clip, rng) for clip in clips]
+            batch = collate(self.processor, self.entered(chosen, clips), texts, stage)
+        if "copy" in stage.objectives:
+            batch["copy"] = copies(self.model, self.processor, texts, rng)
+        from accelerate.utils import send_to_device
+
+        return send_to_device(batch, device)
 
     def _save(self, optimizer: Any, step: int, stage: int) -> Path:
         folder = self.out / "checkpoints"

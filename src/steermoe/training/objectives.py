@@ -1,7 +1,15 @@
-"""What is minimised: ``ctc`` on the lexical frame scores, ``ce`` on what the frozen LLM writes."""
+"""What is minimised.
+
+``ctc``   on the lexical frame scores: no pass through the LLM.
+``ce``    the paper's next-token loss on what the frozen LLM writes from what it hears.
+``copy``  the same loss where what it hears is text, with words dropped, doubled and swapped, to be written back
+          as it stands: it teaches the prompt vectors of a lexical adapter to ask for a transcript, not for better
+          prose, and needs no audio.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +35,11 @@ class Objectives(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """-> ``loss`` and each objective's own value."""
         model, losses = self.model, {}
-        h, lengths = batch["entered"]
-        h = model.leave(h, lengths)
+        if "copy" in self.weights:
+            losses["copy"] = model(**batch["copy"], with_prompt=True).loss
+        if "entered" in batch:
+            h, lengths = batch["entered"]
+            h = model.leave(h, lengths)
         if "ctc" in self.weights:
             losses["ctc"] = model.projector.ctc_loss(h, lengths, batch["targets"])  # type: ignore[operator,union-attr]
         if "ce" in self.weights:
@@ -66,6 +77,30 @@ def collate(
         batch |= processor.ids(prompts)
         batch["audio_windows"] = torch.ones(len(texts), dtype=torch.long)
     return batch
+
+
+def misheard(tokens: list[int], rng: random.Random) -> list[int]:
+    """Tokens as an imperfect ear has them: one in ten dropped, doubled or swapped with its neighbour. Never empty."""
+    out: list[int] = []
+    for token in tokens:
+        fate = rng.random()
+        if fate < 0.05 and len(tokens) > 1:
+            continue
+        out += [token, token] if fate < 0.07 else [token]
+        if fate > 0.97 and len(out) > 1:
+            out[-1], out[-2] = out[-2], out[-1]
+    return out or tokens[:1]
+
+
+def copies(
+    model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor, texts: Sequence[str], rng: random.Random
+) -> dict[str, Any]:
+    """Texts as the lexical projector would read them out, and themselves as the response: a batch for ``copy``."""
+    asked = processor.transcription(np.zeros(1, np.float32)).ids
+    heard = [misheard(processor.tokens(text), rng) for text in texts]
+    prompts = [processor.answered(Prompt(asked), processor.tokenizer.decode(ids)) for ids in heard]
+    table = model.projector.table  # type: ignore[union-attr]
+    return {**processor.ids(prompts), "audios": [table[torch.tensor(ids)] for ids in heard]}
 
 
 class Entered:

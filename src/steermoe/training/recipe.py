@@ -9,7 +9,7 @@ from typing import Any
 from ..config import SteerMoEConfig, build
 from ..errors import UsageError
 
-OBJECTIVES = ("ctc", "ce")
+OBJECTIVES = ("ctc", "ce", "copy")
 PARTS = ("steering", "projector", "prompt_vectors")
 
 
@@ -31,7 +31,7 @@ class Stage:
 
     steps: int = 1000
     objectives: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
-    """Weights of `ctc` and `ce`."""
+    """Weights of `ctc`, `ce` and `copy`."""
     trains: list[str] = field(default_factory=lambda: ["steering", "projector"])
     """Parts that learn: steering, projector, prompt_vectors."""
     rates: Rates = field(default_factory=Rates)
@@ -95,16 +95,19 @@ class Recipe:
         for name in ("log_every", "valid_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not self.stages:
+            raise UsageError("stages: there is none, so nothing would be trained")
         lexical = self.model.projector == "lexical"
         for stage in self.stages:
             hears = set(stage.trains) & ({"steering", "projector"} if self.model.steer else {"projector"})
-            if "ctc" in stage.objectives and not lexical:
-                raise UsageError(f"objective ctc needs projector: lexical, not {self.model.projector}")
+            for name in {"ctc", "copy"} & set(stage.objectives):
+                if not lexical:
+                    raise UsageError(f"objective {name} needs projector: lexical, not {self.model.projector}")
             if "ctc" not in stage.objectives and lexical and hears:
                 raise UsageError(
                     "ce alone gives a lexical projector and its steering no gradient: keep ctc in objectives"
                 )
-            if not hears and ("ce" not in stage.objectives or "prompt_vectors" not in stage.trains):
+            if not hears and (not {"ce", "copy"} & set(stage.objectives) or "prompt_vectors" not in stage.trains):
                 raise UsageError(
                     f"objectives {list(stage.objectives)} give nothing in trains={stage.trains} a gradient"
                 )

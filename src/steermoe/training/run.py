@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..evaluation.scoring import score
 from ..inference.ears import Ears, from_model
 from ..model import SteerMoEForConditionalGeneration
+from ..pretrained import load_tokenizer
 from .loop import Trainer
 from .recipe import Recipe
 
@@ -21,7 +22,20 @@ def new_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
     """The recipe's pair with a fresh adapter, drawn from its seed."""
     settings = {k: v for k, v in vars(recipe.model).items() if k not in ("encoder", "llm")}
     torch.manual_seed(recipe.seed)
-    return SteerMoEForConditionalGeneration.from_pair(recipe.model.encoder, recipe.model.llm, **settings)
+    model = SteerMoEForConditionalGeneration.from_pair(recipe.model.encoder, recipe.model.llm, **settings)
+    if recipe.model.prompt_vectors and recipe.model.instruction:
+        start_from_words(
+            model, load_tokenizer(recipe.model.llm).encode(recipe.model.instruction, add_special_tokens=False)
+        )
+    return model
+
+
+def start_from_words(model: SteerMoEForConditionalGeneration, tokens: list[int]) -> None:
+    """Prompt vectors begin as the instruction's own embeddings, over and over: nearly right, instead of noise."""
+    table = model.llm.get_input_embeddings()
+    ids = torch.tensor([tokens[i % len(tokens)] for i in range(len(model.prompt_vectors))], device=model.device)
+    with torch.no_grad():
+        model.prompt_vectors.copy_(table(ids))
 
 
 def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] | None:
