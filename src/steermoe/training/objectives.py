@@ -99,7 +99,7 @@ def copies(
     asked = processor.transcription(np.zeros(1, np.float32)).ids
     heard = [misheard(processor.tokens(text), rng) for text in texts]
     prompts = [processor.answered(Prompt(asked), processor.tokenizer.decode(ids)) for ids in heard]
-    table = model.projector.table  # type: ignore[union-attr]
+    table: Any = model.projector.table
     return {**processor.ids(prompts), "audios": [table[torch.tensor(ids)] for ids in heard]}
 
 
