@@ -46,8 +46,10 @@ def run(seed: int, steered: bool, steps: int, out: Path) -> dict[str, dict[str, 
     model = SteerMoEForConditionalGeneration(config, frames, llm)
     with torch.no_grad():
         model.prompt_vectors.copy_(shipped.model.prompt_vectors)
-    stage = Stage(steps=steps, trains=["steering", "projector"], rates=Rates(projector=2e-3), batch_seconds=64)
-    data = Data(train=["fotaq:train"], min_words=2, keep_frames=True)
+    stage = Stage(
+        steps=steps, trains=["steering", "projector"], rates=Rates(projector=2e-3), batch_seconds=64, keep_frames=True
+    )
+    data = Data(train=["fotaq:train"], min_words=2)
     recipe = Recipe(model=config, data=data, stages=[stage], out=str(out), seed=seed)
     ears = from_model(model, "steered" if steered else "static")
     if (out / "adapter").exists():

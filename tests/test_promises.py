@@ -309,7 +309,9 @@ def test_promise_6_interrupted_and_resumed_is_never_interrupted(
     recipe: Values, tmp_path: Path, monkeypatch: Any, how: str
 ) -> None:
     """Ctrl-C within both stages, at their border and at the very end; and a death without any checkpoint."""
-    recipe["data"] |= {"augment": how == "augmented", "keep_frames": how == "kept"}
+    recipe["data"] |= {"augment": how in ("augmented", "kept")}
+    for stage in recipe["stages"]:
+        stage["keep_frames"] = how == "kept"
     if how == "copy":
         recipe["stages"][1]["objectives"] = {"copy": 1.0}
     whole = train({**recipe, "out": str(tmp_path / "whole")}).adapter_state()

@@ -115,17 +115,21 @@ class SteerMoEForConditionalGeneration(nn.Module):
         chosen = self.config.steer_layers if self.config.steer_layers is not None else range(count)
         return min((i % count for i in chosen), default=count) if self.steering is not None else count
 
+    @property
+    def first_learning(self) -> int:
+        """As ``first_steered``, but past all layers while the steering is not being trained."""
+        learns = self.steering is not None and any(p.requires_grad for p in self.steering.parameters())
+        return self.first_steered if learns else len(self.frames.layers)
+
     def enter(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel (B, mels, T), (B,) -> what enters the first steered layer (B, T', D) and lengths (B,): frozen."""
+        """Log-mel (B, mels, T), (B,) -> what enters the first learning layer (B, T', D) and lengths (B,): no graph."""
         with torch.no_grad():
             h, lengths = self.frames.stem(features, lengths)
-            return self.frames.run(h, lengths, 0, self.first_steered), lengths
+            return self.frames.run(h, lengths, 0, self.first_learning), lengths
 
     def leave(self, h: Tensor, lengths: Tensor) -> Tensor:
         """From ``enter`` to the steered frames (B, T', D), final LayerNorm included (unless pooling comes before it)."""
-        steered = self.steering is not None and any(p.requires_grad for p in self.steering.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and steered):  # else no graph through the encoder
-            h = self.frames.run(h, lengths, self.first_steered)
+        h = self.frames.run(h, lengths, self.first_learning)
         if not self.config.pool_before_norm and self.frames.final_norm is not None:
             h = self.frames.final_norm(h)
         return h

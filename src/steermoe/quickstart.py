@@ -129,6 +129,7 @@ def _recipe(model: SteerMoEForConditionalGeneration, train: list[Example], minut
         trains=["steering", "projector"],
         rates=Rates(vectors=1e-2, router=1e-3, projector=2e-3),
         warmup=20,
+        keep_frames=True,
         batch_seconds=BATCH_SECONDS,
     )
     first, later = _speed(model, train, stage)
@@ -143,7 +144,7 @@ def _recipe(model: SteerMoEForConditionalGeneration, train: list[Example], minut
         del train[max(200, int(share * len(train))) :]
         _say(f"this machine encodes {share:.0%} of the clips in that time: training on {len(train)}")
     return Recipe(
-        model=model.config, data=Data(keep_frames=True, min_words=2), stages=[stage], out=str(folder),
+        model=model.config, data=Data(min_words=2), stages=[stage], out=str(folder),
         checkpoint_every=200, log_every=10,
     )  # fmt: skip
 

@@ -97,7 +97,6 @@ class Trainer:
         self.accelerator = Accelerator(kwargs_handlers=[ddp])
         self.model.to(self.accelerator.device)
         self.out = Path(recipe.out)
-        self.entered = Entered(model, processor, keep=recipe.data.keep_frames and not recipe.data.augment)
         self.interrupted = False
 
     def run(
@@ -164,13 +163,16 @@ class Trainer:
         objectives, optimizer = accelerator.prepare(Objectives(model, stage), optimizer)
         order = batch_order(examples, stage, recipe, within, accelerator.process_index, accelerator.num_processes)
         batches = list(islice(order, stage.steps - within))
+        entered = Entered(model, self.processor, keep=stage.keep_frames)
         deaf = set(stage.objectives) == {"copy"}  # text is all it needs
-        loader = load_batches(examples, batches, lambda e: None if deaf or e in self.entered else e.load())
+        loader = load_batches(examples, batches, lambda e: None if deaf or e in entered else e.load())
         began = time.perf_counter()
         for loaded in loader:
             step = within + loaded.number
             rng = random.Random(f"{recipe.seed}/{first + step}/{accelerator.process_index}")
-            batch = self._batch([examples[i] for i in loaded.indices], loaded.items, stage, deaf, rng)
+            batch = self._batch(
+                [examples[i] for i in loaded.indices], loaded.items, stage, None if deaf else entered, rng
+            )
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, stage)
             losses = objectives(batch)
@@ -202,14 +204,15 @@ class Trainer:
         self._save(optimizer, first + stage.steps, number)
 
     def _batch(
-        self, chosen: list[Example], clips: list[Any], stage: Stage, deaf: bool, rng: random.Random
+        self, chosen: list[Example], clips: list[Any], stage: Stage, entered: Entered | None, rng: random.Random
     ) -> dict[str, Any]:
         """Everything ``Objectives`` needs for one step, on this process's device."""
         texts, batch, device = [e.text for e in chosen], {}, self.accelerator.device
-        if not deaf:
-            if self.recipe.data.augment:
-                clips = [augment(clip, rng) for clip in clips]
-            batch = collate(self.processor, self.entered(chosen, clips), texts, stage)
+        if entered is not None:
+            if self.recipe.data.augment:  # what is kept must not depend on when it came
+                rngs = [random.Random(f"{self.recipe.seed}/{e.id}") if entered.keep else rng for e in chosen]
+                clips = [c if c is None else augment(c, r) for c, r in zip(clips, rngs, strict=True)]
+            batch = collate(self.processor, entered(chosen, clips), texts, stage)
         if "copy" in stage.objectives:
             batch["copy"] = copies(self.model, self.processor, texts, rng)
         from accelerate.utils import send_to_device

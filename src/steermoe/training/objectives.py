@@ -95,18 +95,22 @@ def misheard(tokens: list[int], rng: random.Random) -> list[int]:
 def copies(
     model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor, texts: Sequence[str], rng: random.Random
 ) -> dict[str, Any]:
-    """Texts as the lexical projector would read them out, and themselves as the response: a batch for ``copy``."""
+    """Texts as the lexical projector would read them out, and themselves as the response: a batch for ``copy``.
+
+    One in four is several texts in a row: a window of speech may hold 30 s of it.
+    """
     asked = processor.transcription(np.zeros(1, np.float32)).ids
-    heard = [misheard(processor.tokens(text), rng) for text in texts]
+    longer = [" ".join(rng.sample(list(texts), min(4, len(texts)))) if rng.random() < 0.25 else text for text in texts]
+    heard = [misheard(processor.tokens(text), rng) for text in longer]
     prompts = [processor.answered(Prompt(asked), processor.tokenizer.decode(ids)) for ids in heard]
     table: Any = model.projector.table
     return {**processor.ids(prompts), "audios": [table[torch.tensor(ids)] for ids in heard]}
 
 
 class Entered:
-    """What enters the first steered layer, for batches of clips; kept in memory (float16) when ``keep``.
+    """What enters the first layer that learns, for batches of clips; kept in memory (float16) when ``keep``.
 
-    Below the first steered layer nothing learns, so a clip needs to pass there only once.
+    Below it a clip needs to pass only once. Good for one stage: the next may train other parts.
     """
 
     def __init__(self, model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor, keep: bool) -> None:

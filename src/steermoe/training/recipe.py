@@ -43,6 +43,9 @@ class Stage:
     """Largest gradient norm."""
     batch_seconds: float = 100.0
     """Audio in one batch."""
+    keep_frames: bool = False
+    """Keep in memory what enters the first layer that learns (51 kB a second for Whisper-base): a clip passes the
+    layers below once. With data.augment each clip is then augmented once, too."""
 
     def __post_init__(self) -> None:
         for name in self.objectives:
@@ -70,8 +73,6 @@ class Data:
     """Longer clips are left out, and counted."""
     augment: bool = False
     """Noise, band limits and gain, drawn per clip and step."""
-    keep_frames: bool = False
-    """Keep in memory what enters the first steered layer (51 kB a second for Whisper-base); not with augment."""
     extra_candidates: int = 2000
     """Tokens outside the training text that `ctc` also scores."""
 
