@@ -111,3 +111,12 @@ def test_other_threads_see_neither_strength_nor_record(steering: Steering) -> No
     thread.join()
     assert torch.equal(seen["other"], steered)
     assert not record
+
+
+def test_one_adapter_disabled_leaves_another_alone() -> None:
+    one, other, h = Steering(1, 2, 4), Steering(1, 2, 4), torch.randn(1, 3, 4)
+    with one.disabled(), other.scaled(2.0), other.recording() as record:
+        assert one(h, 0) is h
+        assert not torch.equal(other(h, 0), h)
+    assert set(record) == {0}
+    assert not torch.equal(one(h, 0), h)

@@ -79,7 +79,8 @@ class LexicalProjector(nn.Module):
         logits, lengths = self.scores(h, lengths)
         read = [self.read_out(row) for row in logits]
         counts = torch.tensor([len(r) for r in read], device=h.device)
-        return Projected(pad_sequence(read, batch_first=True), counts, logits, lengths)
+        tokens = [self.token_ids(row) for row in logits]
+        return Projected(pad_sequence(read, batch_first=True), counts, logits, lengths, tokens)
 
     def segments(self, logits: Tensor) -> list[tuple[int, int, int]]:
         """CTC segments of one clip's logits (T', C + 1): (first frame, last frame + 1, candidate row), no blanks."""

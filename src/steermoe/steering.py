@@ -12,17 +12,18 @@ full product would keep.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Context-local, so that one request or thread never sees another's choice.
-_STRENGTH: ContextVar[float] = ContextVar("steermoe_strength", default=1.0)
-_RECORD: ContextVar[dict[int, Tensor] | None] = ContextVar("steermoe_record", default=None)
+# By id of the Steering, and context-local: one adapter, request or thread never sees another's choice.
+_STRENGTH: ContextVar[Mapping[int, float]] = ContextVar("steermoe_strength", default=MappingProxyType({}))
+_RECORD: ContextVar[Mapping[int, dict[int, Tensor]]] = ContextVar("steermoe_record", default=MappingProxyType({}))
 
 
 class Steering(nn.Module):
@@ -43,11 +44,11 @@ class Steering(nn.Module):
 
     def forward(self, h: Tensor, layer: int) -> Tensor:
         """Equations (2) and (3): the steered output of ``layer``, same shape and dtype as h (..., T, D)."""
-        strength = _STRENGTH.get()
+        strength = _STRENGTH.get().get(id(self), 1.0)
         if strength == 0:
             return h
         gates = self.gates(h, layer)
-        record = _RECORD.get()
+        record = _RECORD.get().get(id(self))
         if record is not None:
             record[layer] = gates.detach()
         delta = gates.to(h.dtype) @ self.vectors[layer].to(h.dtype)  # (2)
@@ -56,7 +57,7 @@ class Steering(nn.Module):
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
         """Within the block every scale a_l counts ``strength`` times; 0 is the plain encoder, bit for bit."""
-        token = _STRENGTH.set(float(strength))
+        token = _STRENGTH.set({**_STRENGTH.get(), id(self): float(strength)})
         try:
             yield
         finally:
@@ -70,7 +71,7 @@ class Steering(nn.Module):
     def recording(self) -> Iterator[dict[int, Tensor]]:
         """Within the block gates are kept: yields {layer: (B, T, N)}, of the latest forward."""
         record: dict[int, Tensor] = {}
-        token = _RECORD.set(record)
+        token = _RECORD.set({**_RECORD.get(), id(self): record})
         try:
             yield record
         finally:

@@ -13,7 +13,9 @@ import torch
 from conftest import speechlike
 
 from steermoe.errors import AdapterError, AudioError, UsageError
+from steermoe.inference.decoding import greedy
 from steermoe.inference.ears import Ears, find_adapter, load, needed_models
+from steermoe.projector import Projected
 
 
 def test_one_in_one_out_a_list_in_a_list_out(ears: Ears, tmp_path: Path) -> None:
@@ -40,15 +42,36 @@ def test_no_word_heard_is_no_text(make: Callable[..., Ears]) -> None:
 def test_some_silent_some_not_keep_their_places(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [speechlike(1.0, 1), speechlike(1.2, 2), speechlike(0.8, 3)]
     expected = [ears.transcribe(clip, sampling_rate=16_000) for clip in clips]
-    real = ears.model.hear
+    real = ears.model.project
 
-    def second_is_silent(**inputs: torch.Tensor) -> list[torch.Tensor]:
-        audios = real(**inputs)
-        audios[1] = ears.model.projector.nothing[None].detach()  # type: ignore[union-attr,index]
-        return audios
+    def second_is_silent(h: torch.Tensor, lengths: torch.Tensor) -> Projected:
+        heard = real(h, lengths)
+        heard.tokens[1] = []  # type: ignore[index]
+        return heard
 
-    monkeypatch.setattr(ears.model, "hear", second_is_silent)
+    monkeypatch.setattr(ears.model, "project", second_is_silent)
     assert ears.transcribe(clips, sampling_rate=16_000) == [expected[0], "", expected[2]]
+    written = ears.transcribe(clips, sampling_rate=16_000, num_beams=1)  # any option: the LLM's own generate
+    assert written == [expected[0], "", expected[2]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_draft_never_changes_the_text(ears: Ears, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is drafted, good, bad or nothing, the tokens are those of the LLM's own greedy generate."""
+    llm, rng = ears.model.llm, np.random.default_rng(seed)
+    prompt = torch.randn(9, 48, generator=torch.Generator().manual_seed(seed))
+    known = {"do_sample": False, "pad_token_id": 0, "eos_token_id": sorted(ears._ends()), "max_new_tokens": 40}
+    plain = llm.generate(inputs_embeds=prompt[None], **known)[0].tolist()
+    wanted = plain[: next((i for i, t in enumerate(plain) if t in ears._ends()), len(plain))]
+    noisy = [t if rng.random() < 0.7 else int(rng.integers(300)) for t in wanted]
+    shorter = [t for t in wanted if rng.random() < 0.8]
+    passes: list[int] = []
+    monkeypatch.setattr(llm, "forward", lambda *a, _f=llm.forward, **k: passes.append(1) or _f(*a, **k))
+    for draft in ([], wanted, noisy, shorter, noisy[::-1]):
+        passes.clear()
+        assert greedy(llm, prompt, draft, ears._ends(), 40) == wanted
+        if draft is wanted and len(wanted) > 4:
+            assert len(passes) < len(wanted)
 
 
 def test_long_audio_is_the_texts_of_its_windows(ears: Ears) -> None:

@@ -16,6 +16,7 @@ from ..errors import AdapterError, UsageError
 from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
+from .decoding import can_draft, greedy
 
 SHIPPED = Path(__file__).parent.parent / "adapters"
 DEFAULT = "tiny"
@@ -97,22 +98,40 @@ class Ears:
     @torch.inference_mode()
     def _transcribe(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:
         """One window each. Where no word is heard the text is empty: an LLM that is asked would invent one."""
-        audios = self.model.hear(**self._on_device(self.processor.features(clips)))
-        nothing = getattr(self.model.projector, "nothing", None)
-        spoken = [i for i, a in enumerate(audios) if nothing is None or not torch.equal(a, nothing[None].to(a))]
+        inputs = self._on_device(self.processor.features(clips))
+        heard = self.model.project(*self.model.encode(inputs["input_features"], inputs["feature_lengths"]))
+        audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
+        prompts = [self.processor.transcription(clip, instruction) for clip in clips]
+        # A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its own
+        # limit, so that no text depends on what else is in the batch.
+        limits = [int(8 + 1.5 * len(audio)) for audio in audios]
+        vectors = self.config.prompt_vectors > 0
+        drafts = heard.tokens
+        if drafts is not None and not generate and can_draft(self.model.llm):
+            rows = zip(prompts, audios, drafts, limits, strict=True)
+            return [self._check(*row, vectors) if row[2] else "" for row in rows]
+        spoken = [i for i in range(len(clips)) if drafts is None or drafts[i]]
         texts = [""] * len(clips)
         if spoken:
-            heard = [audios[i] for i in spoken]
-            prompts = [self.processor.transcription(clips[i], instruction) for i in spoken]
-            # A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its
-            # own limit, so that no text depends on what else is in the batch.
-            limits = None if "max_new_tokens" in generate else [int(8 + 1.5 * len(a)) for a in heard]
-            options = {"max_new_tokens": max(limits)} if limits else {}
-            options |= {"with_prompt": self.config.prompt_vectors > 0, **generate}
-            written = self._write(prompts, heard, limits, **options)
+            mine = None if "max_new_tokens" in generate else [limits[i] for i in spoken]
+            options = {"max_new_tokens": max(mine)} if mine else {}
+            options |= {"with_prompt": vectors, **generate}
+            written = self._write([prompts[i] for i in spoken], [audios[i] for i in spoken], mine, **options)
             for i, text in zip(spoken, written, strict=True):
                 texts[i] = text
         return texts
+
+    def _check(self, prompt: Prompt, audio: torch.Tensor, draft: list[int], limit: int, vectors: bool) -> str:
+        """The LLM's greedy transcript, drafted by what the projector read."""
+        ids = self._on_device(self.processor.ids([prompt]))
+        embeds, _, _ = self.model.splice(ids["input_ids"], ids["attention_mask"], [audio], with_prompt=vectors)
+        written = greedy(self.model.llm, embeds[0], draft, self._ends(), limit)
+        return self.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+
+    def _ends(self) -> set[int]:
+        """Tokens that end a turn: the tokenizer's, and what the LLM itself was told."""
+        told = self.model.llm.generation_config.eos_token_id
+        return {self.processor.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
 
     @torch.inference_mode()
     def chat(
@@ -160,9 +179,7 @@ class Ears:
         """
         tokenizer = self.processor.tokenizer
         inputs = self._on_device(self.processor.ids(prompts))
-        told = self.model.llm.generation_config.eos_token_id  # some LLMs end a turn with another token
-        ends = {tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
-        known = {"do_sample": False, "pad_token_id": self.processor.pad_id, "eos_token_id": sorted(ends)}
+        known = {"do_sample": False, "pad_token_id": self.processor.pad_id, "eos_token_id": sorted(self._ends())}
         options = {**known, **options}
         if audios:
             new = self.model.generate(**inputs, audios=audios, **options)

@@ -1,0 +1,63 @@
+"""Greedy decoding that checks a draft instead of writing token by token.
+
+A transcript is mostly what the lexical projector already read. So the LLM is given that reading as a draft:
+one pass tells what it would have written after every drafted token; as long as the two agree the tokens are
+its own, and where they first differ its token is taken and the draft is picked up behind it. The result is
+the LLM's greedy text, in a few passes instead of one a token (Leviathan et al., 2023, with CTC as the
+draft model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 16  # drafted tokens checked in one pass: enough to pay, few enough not to waste
+
+
+def can_draft(llm: Any) -> bool:
+    """Whether greedy text is plain arg-max and the cache can be cut back: full attention, no logits processing."""
+    config, told = llm.config.get_text_config(), llm.generation_config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    plain = (getattr(told, "repetition_penalty", None) or 1.0) == 1.0 and not getattr(told, "suppress_tokens", None)
+    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None) and plain
+
+
+def realign(draft: list[int], at: int, token: int) -> list[int]:
+    """What is left of the draft once ``token`` was written where ``draft[at]`` was expected.
+
+    If the token comes soon in the draft the LLM skipped to it; else it stands for ``draft[at]``.
+    """
+    soon = draft[at : at + 4]
+    return draft[at + soon.index(token) + 1 :] if token in soon else draft[at + 1 :]
+
+
+@torch.inference_mode()
+def greedy(llm: Any, prompt: Tensor, draft: list[int], ends: Collection[int], limit: int) -> list[int]:
+    """The LLM's greedy tokens after ``prompt`` (S, D_llm), at most ``limit``, without the end token.
+
+    ``draft`` are token ids it will probably write; ``ends`` the ids that end a turn.
+    """
+    embedding = llm.get_input_embeddings()
+    fed, cache, written = prompt[None], None, []
+    while len(written) < limit:
+        chunk = draft[: min(CHUNK, limit - len(written))]
+        if chunk:
+            ids = torch.tensor([chunk], device=prompt.device)
+            fed = torch.cat([fed, embedding(ids).to(fed)], dim=1)
+        out = llm(inputs_embeds=fed, past_key_values=cache, use_cache=True, logits_to_keep=len(chunk) + 1)
+        cache = out.past_key_values
+        said = out.logits[0].argmax(dim=-1).tolist()  # said[i]: after i drafted tokens
+        agreed = next((i for i, token in enumerate(chunk) if said[i] != token), len(chunk))
+        for token in [*chunk[:agreed], said[agreed]]:
+            if token in ends:
+                return written
+            written.append(token)
+        if len(chunk) > agreed:
+            cache.crop(agreed - len(chunk))
+        draft = realign(draft, agreed, said[agreed])
+        fed = embedding(torch.tensor([[said[agreed]]], device=prompt.device)).to(prompt)
+    return written[:limit]
