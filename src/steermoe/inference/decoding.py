@@ -42,7 +42,8 @@ def greedy(llm: Any, prompt: Tensor, draft: list[int], ends: Collection[int], li
     ``draft`` are token ids it will probably write; ``ends`` the ids that end a turn.
     """
     embedding = llm.get_input_embeddings()
-    fed, cache, written = prompt[None], None, []
+    written: list[int] = []
+    fed, cache = prompt[None], None
     while len(written) < limit:
         chunk = draft[: min(CHUNK, limit - len(written))]
         if chunk:
