@@ -162,10 +162,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(pair: Pair, manifest: Path, tmp_path: Path) -> dict[str, Any]:
     """A recipe of two stages, ctc then ce, as YAML would give it; seconds to run."""
     rates = {"vectors": 1e-2, "router": 1e-2, "projector": 1e-2, "prompt": 1e-2}
-    common = {"rates": rates, "warmup": 1, "batch_seconds": 6}
+    common = {"rates": rates, "warmup": 1, "batch_seconds": 6, "negatives": 20}
     return {
         "model": {"encoder": pair.encoder, "llm": pair.llm, "num_experts": 2, "prompt_vectors": 2},
-        "data": {"train": [str(manifest)], "extra_candidates": 20},
+        "data": {"train": [str(manifest)]},
         "stages": [
             {"objectives": {"ctc": 1.0}, "trains": ["steering", "projector"], "steps": 4, **common},
             {"objectives": {"ce": 1.0}, "trains": ["prompt_vectors"], "steps": 4, **common},

@@ -65,23 +65,6 @@ def test_expectation_by_hand() -> None:
     torch.testing.assert_close(projector.read_out(logits), table[:1])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_candidates_are_read_as_their_own_tokens(temperature: float) -> None:
-    torch.manual_seed(0)
-    table = torch.randn(VOCAB, LLM_WIDTH)
-    projector = LexicalProjector(WIDTH, table, temperature=temperature)
-    projector.restrict(torch.tensor([1, 4]))
-    logits = logits_of([1, 2, 0, 0], size=2)  # token 4, blank, token 1
-    assert projector.token_ids(logits) == [4, 1]
-    read = projector.read_out(logits)
-    if temperature:
-        p = logits.softmax(-1)[:, :2]
-        means = torch.stack([p[0], p[2:].mean(0)]) ** (1 / temperature)
-        torch.testing.assert_close(read, means / means.sum(1, keepdim=True) @ table[[1, 4]])
-    else:
-        assert torch.equal(read, table[[4, 1]])
-
-
 def test_blank_penalty_is_for_reading_only(projector: LexicalProjector) -> None:
     logits = torch.tensor([[5.0, 1, 0, 0, 0, 6], [0, 0, 0, 5.5, 0, 6], [0, 0, 0, 0, 0, 6]])
     h, lengths, targets = torch.randn(1, 8, WIDTH), torch.tensor([8]), [[1, 2]]
@@ -94,13 +77,12 @@ def test_blank_penalty_is_for_reading_only(projector: LexicalProjector) -> None:
     assert torch.equal(projector.ctc_loss(h, lengths, targets), loss)
 
 
-@pytest.mark.parametrize("candidates", [None, [1, 2, 4]])
-def test_trains_after_inference(projector: LexicalProjector, candidates: list[int] | None) -> None:
-    projector.restrict(None if candidates is None else torch.tensor(candidates))
+@pytest.mark.parametrize("negatives", [None, torch.tensor([4])])
+def test_trains_after_inference(projector: LexicalProjector, negatives: torch.Tensor | None) -> None:
     h, lengths = torch.randn(1, 8, WIDTH), torch.tensor([8])
     with torch.inference_mode():
         projector(h, lengths)
-    projector.ctc_loss(h, lengths, [[1, 2]]).backward()
+    projector.ctc_loss(h, lengths, [[1, 2]], negatives).backward()
     assert projector.proj.weight.grad.any()
 
 
@@ -112,10 +94,8 @@ def test_scores_are_scaled_cosines(projector: LexicalProjector) -> None:
     rows = torch.cat([projector.table, projector.blank[None]])
     cosines = torch.cosine_similarity(x[0, :, None], rows[None], dim=-1)
     torch.testing.assert_close(logits[0], 20 * cosines)
-    projector.restrict(torch.tensor([0, 3]))
-    torch.testing.assert_close(projector.scores(h, lengths)[0], logits[:, :, [0, 3, BLANK]])
-    projector.restrict(None)
-    torch.testing.assert_close(projector.scores(h, lengths)[0], logits)
+    some, _ = projector.scores(h, lengths, torch.tensor([3, 0]))
+    torch.testing.assert_close(some, logits[:, :, [3, 0, BLANK]])
 
 
 def test_padding_is_blank_and_batch_equals_alone(projector: LexicalProjector) -> None:
@@ -147,22 +127,36 @@ def brute_force(logits: torch.Tensor, target: list[int]) -> float:
     return -math.log(total)
 
 
-@pytest.mark.parametrize("candidates", [None, [0, 2, 3]])
-def test_ctc_loss_is_the_sum_over_alignments(projector: LexicalProjector, candidates: list[int] | None) -> None:
+@pytest.mark.parametrize("negatives", [None, [0, 1, 2, 3, 4], [4]])
+def test_ctc_loss_is_the_sum_over_alignments(projector: LexicalProjector, negatives: list[int] | None) -> None:
+    """Few negatives stand for all: here token 4 for tokens 1 and 4, so its probability counts twice."""
     targets = [[2, 0], [3, 3], [2]]
     clips = [torch.randn(n, WIDTH) for n in (8, 6, 3)]  # 4, 3 and 2 scores
     lengths = torch.tensor([len(c) for c in clips])
-    if candidates is not None:
-        projector.restrict(torch.tensor(candidates))
     batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
     logits, counts = projector.scores(batch, lengths)
-    rows = targets if candidates is None else [[candidates.index(t) for t in row] for row in targets]
+    if negatives == [4]:
+        assert VOCAB == 5
+        logits = torch.cat([logits[:, :, [0, 2, 3]], logits[:, :, 4:5] + math.log(2), logits[:, :, BLANK:]], dim=-1)
+        rows = [[{0: 0, 2: 1, 3: 2}[t] for t in row] for row in targets]
+    else:
+        rows = targets
     each = [brute_force(lg[:n], row) / len(row) for lg, n, row in zip(logits, counts.tolist(), rows, strict=True)]
-    loss = projector.ctc_loss(batch, lengths, targets)
+    loss = projector.ctc_loss(batch, lengths, targets, None if negatives is None else torch.tensor(negatives))
     torch.testing.assert_close(loss, torch.tensor(sum(each) / 3))
     loss.backward()
     assert all(projector.get_parameter(n).grad.abs().sum() > 0 for n in ("proj.weight", "blank", "log_scale"))
     assert projector.table.grad is None
+
+
+def test_dropout_is_for_training_only(projector: LexicalProjector) -> None:
+    h, lengths, targets = torch.randn(1, 8, WIDTH), torch.tensor([8]), [[1, 2]]
+    torch.manual_seed(0)
+    first, second = (projector.ctc_loss(h, lengths, targets, dropout=0.5) for _ in range(2))
+    assert first != second
+    torch.manual_seed(0)
+    assert projector.ctc_loss(h, lengths, targets, dropout=0.5) == first
+    assert torch.equal(projector.train().scores(h, lengths)[0], projector.eval().scores(h, lengths)[0])
 
 
 def test_what_cannot_be_aligned_counts_zero(projector: LexicalProjector) -> None:

@@ -42,30 +42,31 @@ class LexicalProjector(nn.Module):
         self.blank_bias = nn.Parameter(torch.zeros(()))
         self._table = [table]  # in a list: seen, but neither a parameter nor a buffer
         self._unit: Tensor | None = None
-        self.candidates: Tensor | None = None
 
     @property
     def table(self) -> Tensor:
         return self._table[0]
 
-    def restrict(self, candidates: Tensor | None) -> None:
-        """Score only these token ids (C,), sorted; None: the whole vocabulary."""
-        self.candidates, self._unit = candidates, None
-
     def _unit_rows(self, like: Tensor) -> Tensor:
-        """(C, D_llm): the candidates' embeddings at length one, computed once and kept."""
+        """(V, D_llm): all embeddings at length one, computed once and kept."""
         if self._unit is None or self._unit.device != like.device or self._unit.dtype != like.dtype:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training, too
-                rows = self.table if self.candidates is None else self.table[self.candidates.to(self.table.device)]
-                self._unit = F.normalize(rows.to(like.device, torch.float32), dim=-1).to(like.dtype)
+                self._unit = F.normalize(self.table.to(like.device, torch.float32), dim=-1).to(like.dtype)
         return self._unit
 
-    def scores(self, h: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Frame logits (B, T', C + 1), blank last, float32; frames beyond a clip's end are blank for certain."""
+    def scores(
+        self, h: Tensor, lengths: Tensor, ids: Tensor | None = None, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Frame logits (B, T', V + 1), blank last, float32; frames beyond a clip's end are blank for certain.
+
+        Only for the tokens ``ids`` (C,), in their order, where these are given.
+        """
         pooled, lengths = pool(h, lengths, self.kernel, "stack")
-        x = F.normalize(self.proj(self.norm(pooled.to(self.norm.weight.dtype))), dim=-1)  # (B, T', D_llm)
+        frames = F.dropout(self.norm(pooled.to(self.norm.weight.dtype)), dropout, training=dropout > 0)
+        x = F.normalize(self.proj(frames), dim=-1)  # (B, T', D_llm)
         scale = self.log_scale.exp()
-        words = (scale * x) @ self._unit_rows(x).T
+        rows = self._unit_rows(x)
+        words = (scale * x) @ (rows if ids is None else rows[ids]).T
         blank = scale * (x @ F.normalize(self.blank, dim=0)) + self.blank_bias
         logits = torch.cat([words, blank[..., None]], dim=-1).float()
         beyond = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
@@ -83,7 +84,7 @@ class LexicalProjector(nn.Module):
         return Projected(pad_sequence(read, batch_first=True), counts, logits, lengths, tokens)
 
     def segments(self, logits: Tensor) -> list[tuple[int, int, int]]:
-        """CTC segments of one clip's logits (T', C + 1): (first frame, last frame + 1, candidate row), no blanks."""
+        """CTC segments of one clip's logits (T', V + 1): (first frame, last frame + 1, token id), no blanks."""
         blank = logits.shape[-1] - 1
         scores, words = logits[:, :blank].max(dim=-1)
         best = torch.where(logits[:, blank] - self.blank_penalty >= scores, blank, words)
@@ -94,33 +95,47 @@ class LexicalProjector(nn.Module):
 
     def token_ids(self, logits: Tensor) -> list[int]:
         """The CTC arg-max transcript of one clip as LLM token ids."""
-        rows = [row for _, _, row in self.segments(logits)]
-        return rows if self.candidates is None else self.candidates[rows].tolist()
+        return [token for _, _, token in self.segments(logits)]
 
     def read_out(self, logits: Tensor) -> Tensor:
-        """One clip's logits (T', C + 1) -> embeddings (S, D_llm); an audio without words is one learned vector."""
+        """One clip's logits (T', V + 1) -> embeddings (S, D_llm); an audio without words is one learned vector."""
         segments = self.segments(logits)
         if not segments:
             return self.nothing[None]
         if self.temperature == 0:
-            ids = torch.tensor(self.token_ids(logits), device=self.table.device)
+            ids = torch.tensor([token for _, _, token in segments], device=self.table.device)
             return self.table[ids].to(self.nothing)
-        table = self.table if self.candidates is None else self.table[self.candidates]
         probabilities = logits.softmax(dim=-1)[:, :-1]  # without the blank
-        means = torch.stack([probabilities[s:e].mean(dim=0) for s, e, _ in segments])  # (S, C)
+        means = torch.stack([probabilities[s:e].mean(dim=0) for s, e, _ in segments])  # (S, V)
         sharpened = (means.clamp_min(1e-12).log() / self.temperature).softmax(dim=-1)
-        return sharpened.to(table.dtype).matmul(table).to(self.nothing)
+        return sharpened.to(self.table.dtype).matmul(self.table).to(self.nothing)
 
-    def ctc_loss(self, h: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
+    def ctc_loss(
+        self,
+        h: Tensor,
+        lengths: Tensor,
+        targets: list[list[int]],
+        negatives: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
         """Mean over clips of CTC's negative log-likelihood divided by the target length.
 
-        ``targets`` are LLM token ids; those outside the candidates are an error of the caller.
-        Clips with fewer frames than tokens cannot be aligned and count as zero.
+        ``targets`` are LLM token ids. ``negatives`` (N,), drawn evenly from the vocabulary, are the only others
+        scored, each for as many as it stands for (sampled softmax; Jean et al., 2015); None scores them all.
+        ``dropout`` is the share of the projector's inputs left out. Clips with fewer frames than tokens cannot be
+        aligned and count as zero.
         """
-        logits, lengths = self.scores(h, lengths)
-        flat = torch.tensor([t for row in targets for t in row], device=logits.device)
-        if self.candidates is not None:
-            flat = torch.searchsorted(self.candidates.to(flat.device), flat)
+        flat = torch.tensor([t for row in targets for t in row], dtype=torch.long, device=h.device)
+        if negatives is None:
+            logits, lengths = self.scores(h, lengths, None, dropout)
+        else:
+            spoken = flat.unique()
+            others = negatives[~torch.isin(negatives, spoken)]
+            logits, lengths = self.scores(h, lengths, torch.cat([spoken, others]), dropout)
+            stands_for = (len(self.table) - len(spoken)) / max(1, len(others))
+            raised = torch.zeros_like(logits[0, 0])
+            raised[len(spoken) : -1] = math.log(max(1.0, stands_for))
+            logits, flat = logits + raised, torch.searchsorted(spoken, flat)
         return F.ctc_loss(
             logits.log_softmax(dim=-1).transpose(0, 1),
             flat,

@@ -151,23 +151,20 @@ def _recipe(model: SteerMoEForConditionalGeneration, train: list[Example], minut
 
 def _speed(model: SteerMoEForConditionalGeneration, train: list[Example], stage: Stage) -> tuple[float, float]:
     """Seconds of one step with and without encoding, measured on one batch of median clips."""
-    from .training.objectives import Entered, Objectives, candidate_tokens, collate
+    from .training.kept import Entered
+    from .training.objectives import Objectives, collate
 
     ears = from_model(model)
     middle = sorted(train, key=lambda e: e.duration or 0.0)[len(train) // 2 :]
     batch = middle[: max(1, int(BATCH_SECONDS / max(0.5, middle[0].duration or 2.0)))]
-    model.projector.restrict(  # type: ignore[operator,union-attr]
-        candidate_tokens(ears.processor, [e.text for e in train], 2000, 0, model.audio_token_id)
-    )
-    entered, times = Entered(model, ears.processor, keep=True), []
+    entered, times, rng = Entered(model, ears.processor, keep=True), [], random.Random(0)
     for _ in range(3):
         began = time.perf_counter()
         clips = [None if e in entered else e.load() for e in batch]
-        data = collate(ears.processor, entered(batch, clips), [e.text for e in batch], stage)
+        data = collate(ears.processor, entered(batch, clips), [e.text for e in batch], stage, model.audio_token_id, rng)
         Objectives(model, stage)(data)["loss"].backward()
         times.append(time.perf_counter() - began)
     model.zero_grad(set_to_none=True)
-    model.projector.restrict(None)  # type: ignore[operator,union-attr]
     return times[0], min(times[1:])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import signal
 from collections.abc import Callable
 from itertools import islice, pairwise
@@ -24,8 +25,9 @@ from steermoe.inference.ears import Ears, from_model
 from steermoe.model import SteerMoEForConditionalGeneration
 from steermoe.training import checkpoint as checkpoints
 from steermoe.training.checkpoint import latest, restore, save_checkpoint
+from steermoe.training.kept import Entered
 from steermoe.training.loop import Metrics, Trainer, batch_order, rate, training_set
-from steermoe.training.objectives import Entered, Objectives, candidate_tokens, collate, groups
+from steermoe.training.objectives import Objectives, collate, groups
 from steermoe.training.recipe import Data, Recipe, Stage
 from steermoe.training.run import new_model, train
 
@@ -84,23 +86,26 @@ def test_groups_are_the_papers(make: Callable[..., Ears], trains: list[str], nam
         assert {of[id(p)] for p in found["router"]["params"]} == {"steering.router.weight", "steering.router.bias"}
 
 
-def test_candidates_hold_the_text_and_some_others(ears: Ears) -> None:
-    texts = ["very well", "the quick"]
-    used = {t for text in texts for t in ears.processor.tokens(text)}
-    for extra in (0, 10, 10_000):
-        ids = candidate_tokens(ears.processor, texts, extra, seed=1, size=300).tolist()
-        assert ids == sorted(set(ids)) and used <= set(ids) and len(ids) == min(300, len(used) + extra)
-    draw = [candidate_tokens(ears.processor, texts, 10, seed, 300) for seed in (1, 1, 2)]
-    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
+def test_negatives_are_drawn_anew_and_again_alike(ears: Ears) -> None:
+    def draw(stage: Stage, seed: int) -> torch.Tensor | None:
+        entered = (torch.zeros(1, 4, 8), torch.tensor([4]))
+        return collate(ears.processor, entered, ["very well"], stage, 300, random.Random(seed)).get("negatives")
+
+    first = draw(Stage(negatives=20), 1)
+    assert first is not None and len(set(first.tolist())) == 20 and first.min() >= 0 and first.max() < 300
+    assert torch.equal(first, draw(Stage(negatives=20), 1)) and not torch.equal(first, draw(Stage(negatives=20), 2))
+    assert draw(Stage(negatives=0), 1) is None and draw(Stage(negatives=300), 1) is None  # the whole vocabulary
 
 
 def test_objectives_are_the_models_own_losses(make: Callable[..., Ears], manifest: Path) -> None:
     e = make(projector="lexical", prompt_vectors=2)
     examples = load_source(str(manifest))[:3]
     clips, texts = [x.load() for x in examples], [x.text for x in examples]
-    stage = Stage(objectives={"ctc": 0.5, "ce": 2.0})
+    stage = Stage(objectives={"ctc": 0.5, "ce": 2.0}, negatives=0)
     with torch.no_grad():
-        batch = collate(e.processor, Entered(e.model, e.processor, keep=False)(examples, clips), texts, stage)
+        batch = collate(
+            e.processor, Entered(e.model, e.processor, keep=False)(examples, clips), texts, stage, 300, random.Random(0)
+        )
         losses = Objectives(e.model, stage)(batch)
         prompts = [e.processor.answered(e.processor.transcription(c), t) for c, t in zip(clips, texts, strict=True)]
         whole = e.processor.batch(prompts)
@@ -126,6 +131,32 @@ def test_kept_frames_do_not_depend_on_their_first_batch(make: Callable[..., Ears
     assert torch.equal(lengths, plain_lengths)
     for i, n in enumerate(lengths.tolist()):
         torch.testing.assert_close(h[i, :n], plain[i, :n], rtol=2e-3, atol=2e-3)
+
+
+def test_kept_frames_outlive_a_run(make: Callable[..., Ears], manifest: Path, tmp_path: Path) -> None:
+    e = make(steer_layers=[1])
+    examples = load_source(str(manifest))[:4]
+    first = Entered(e.model, e.processor, True, tmp_path, "a")
+    h, _ = first(examples, [x.load() for x in examples])
+    first.flush()
+    again = Entered(e.model, e.processor, True, tmp_path, "a")
+    assert torch.equal(again(examples, [None] * 4)[0], h)
+    assert examples[0] not in Entered(e.model, e.processor, True, tmp_path, "b")  # other augmentation
+    for p in e.model.trainable().values():
+        p.requires_grad_(False)
+    rested = Entered(e.model, e.processor, True, tmp_path, "a")  # past all layers: the steering counts
+    assert examples[0] not in rested
+    rested(examples, [x.load() for x in examples])
+    rested.flush()
+    assert examples[0] in Entered(e.model, e.processor, True, tmp_path, "a")
+    with torch.no_grad():
+        e.model.steering.scales += 0.1
+    assert examples[0] not in Entered(e.model, e.processor, True, tmp_path, "a")
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])  # a kill as it wrote
+    for p in e.model.trainable().values():
+        p.requires_grad_(True)
+    assert examples[0] not in Entered(e.model, e.processor, True, tmp_path, "a")
 
 
 def test_training_set_counts_what_it_leaves_out(manifest: Path, capsys: Any) -> None:
@@ -166,17 +197,17 @@ def test_a_run_leaves_its_recipe_metrics_and_two_checkpoints(recipe: Values, cap
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_validation_runs_on_the_whole_vocabulary(recipe: Values) -> None:
+def test_validates_on_time(recipe: Values) -> None:
     made = build(Recipe, {**recipe, "valid_every": 3})
     model = new_model(made)
-    seen: list[tuple[int, Any]] = []
+    seen: list[int] = []
 
     def validate(step: int) -> dict[str, float]:
-        seen.append((step, model.projector.candidates))
+        seen.append(step)
         return {"valid_wer": 0.5}
 
     Trainer(made, model, from_model(model).processor).run(validate=validate)
-    assert seen == [(3, None), (4, None), (6, None), (8, None)]
+    assert seen == [3, 4, 6, 8]
 
 
 def test_init_from_starts_there(recipe: Values, tmp_path: Path) -> None:

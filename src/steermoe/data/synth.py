@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import DataError
 from ..packages import build_once, cache_root
 from .manifest import Example, read_manifest
+from .talk import talk_texts
 from .texts import simple_texts, wordnet_texts
 from .tts import ENGINES, Engine, Kokoro
 
@@ -33,8 +34,9 @@ MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
 FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
 # Kokoro voices that training never hears, for tests on unheard voices.
 HELD_OUT = ("af_sky", "am_onyx", "bf_lily", "bm_george")
-TEXTS = {"wordnet-v1": wordnet_texts, "simple-v1": simple_texts}
-RECIPE, SIMPLE = TEXTS
+TEXTS = {"wordnet-v1": wordnet_texts, "simple-v1": simple_texts, "talk-v1": talk_texts}
+RECIPE, SIMPLE, TALK = TEXTS
+NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK}
 DEFAULT_SHARDS = 40
 VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
 
@@ -47,7 +49,7 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     """
     rng = random.Random(f"{recipe}/{index}")
     engine = rng.choices(list(MIX), list(MIX.values()))[0]
-    if recipe == SIMPLE or (engine == "kokoro" and index >= KOKORO_UNTIL):
+    if recipe == SIMPLE or (engine == "kokoro" and (recipe == TALK or index >= KOKORO_UNTIL)):
         engine = "hibari"
     pace, tract = rng.uniform(0.85, 1.2), 1.0
     if engine == "kokoro":
@@ -115,22 +117,22 @@ def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int 
 
 
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
-    """The examples of ``train``, ``valid`` or ``simple`` among the first shards; ``root`` is not used.
+    """The examples of ``train``, ``valid``, ``simple`` or ``talk`` among the first shards; ``root`` is not used.
 
     ``train/40`` asks for 40 shards (8,000 utterances; 40 is also the default): those whose number modulo 20 is
     not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``. What is missing is made. No text is
     on both sides: all texts differ. The voices are the same on both. ``simple`` needs nothing but one wheel:
-    generated sentences, one voice.
+    generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often (talk.py).
     """
     name, _, number = split.partition("/")
-    recipe = SIMPLE if name == "simple" else RECIPE
+    recipe = NAMES.get(name, RECIPE)
     count = int(number) if number.isdecimal() else (0 if number else DEFAULT_SHARDS)
-    if name not in ("train", "valid", "simple") or not 1 <= count <= len(_texts(recipe)) // SHARD:
+    if name not in NAMES or not 1 <= count <= len(_texts(recipe)) // SHARD:
         raise DataError(
-            f"synth has no split {split!r}; it has train, valid and simple, with a number of shards from 1 to "
+            f"synth has no split {split!r}; it has {', '.join(NAMES)}, with a number of shards from 1 to "
             f"{len(_texts(recipe)) // SHARD} if you like: synth:train/{DEFAULT_SHARDS}"
         )
-    chosen = [i for i in range(count) if name == "simple" or (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
+    chosen = [i for i in range(count) if recipe != RECIPE or (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
     if not chosen:
         raise DataError(f"synth:{split}: the first {count} shards hold none for {name}; ask for {VALID_EVERY} or more")
     return [

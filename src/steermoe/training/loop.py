@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import signal
 import sys
 import time
@@ -24,11 +25,11 @@ from ..data import Example, load_source
 from ..data.augment import augment
 from ..data.batching import by_duration, durations_of, load_batches
 from ..errors import DataError, SteerMoEError, UsageError
-from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import SteerMoEProcessor
 from .checkpoint import latest, restore, save_checkpoint
-from .objectives import Entered, Objectives, candidate_tokens, collate, copies, groups
+from .kept import Entered
+from .objectives import Objectives, collate, copies, groups
 from .recipe import Recipe, Stage
 
 
@@ -133,10 +134,9 @@ class Trainer:
             metrics.close()
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
-        if isinstance(self.model.projector, LexicalProjector):
-            self.model.projector.restrict(None)
         if self.accelerator.is_main_process:
             self.model.save_adapter(self.out / "adapter", trained={"recipe": asdict(self.recipe), "step": first})
+            shutil.rmtree(self.out / "kept", ignore_errors=True)
         return self.out / "adapter"
 
     def _stage(
@@ -154,16 +154,12 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups(model, stage), weight_decay=stage.weight_decay, betas=(0.9, 0.98))
         if checkpoint is not None and within:  # else its moments are those of the stage before
             restore(checkpoint, model, optimizer)
-        if "ctc" in stage.objectives:
-            texts = [e.text for e in examples]
-            extra = recipe.data.extra_candidates
-            model.projector.restrict(  # type: ignore[operator,union-attr]
-                candidate_tokens(self.processor, texts, extra, recipe.seed, model.audio_token_id)
-            )
         objectives, optimizer = accelerator.prepare(Objectives(model, stage), optimizer)
         order = batch_order(examples, stage, recipe, within, accelerator.process_index, accelerator.num_processes)
         batches = list(islice(order, stage.steps - within))
-        entered = Entered(model, self.processor, keep=stage.keep_frames)
+        kept = self.out / "kept" / f"rank-{accelerator.process_index}"
+        note = f"{recipe.seed}/{recipe.data.augment}"
+        entered = Entered(model, self.processor, stage.keep_frames, kept, note)
         deaf = set(stage.objectives) == {"copy"}  # text is all it needs
         loader = load_batches(examples, batches, lambda e: None if deaf or e in entered else e.load())
         began = time.perf_counter()
@@ -175,6 +171,7 @@ class Trainer:
             )
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, stage)
+            torch.manual_seed(rng.getrandbits(48))  # dropout, too, is a function of the step
             losses = objectives(batch)
             accelerator.backward(losses["loss"])
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -195,6 +192,7 @@ class Trainer:
                 self._validate(done, metrics, validate)
             if self.interrupted or done % recipe.checkpoint_every == 0:
                 saved = self._save(optimizer, done, number)
+                entered.flush()
                 if self.interrupted:
                     raise Interrupted(f"interrupted after step {done}; {saved} is whole: continue with --resume")
         for index, why in loader.skipped:
@@ -212,7 +210,8 @@ class Trainer:
             if self.recipe.data.augment:  # what is kept must not depend on when it came
                 rngs = [random.Random(f"{self.recipe.seed}/{e.id}") if entered.keep else rng for e in chosen]
                 clips = [c if c is None else augment(c, r) for c, r in zip(clips, rngs, strict=True)]
-            batch = collate(self.processor, entered(chosen, clips), texts, stage)
+            vocabulary = self.model.audio_token_id
+            batch = collate(self.processor, entered(chosen, clips), texts, stage, vocabulary, rng)
         if "copy" in stage.objectives:
             batch["copy"] = copies(self.model, self.processor, texts, rng)
         from accelerate.utils import send_to_device
@@ -226,13 +225,7 @@ class Trainer:
         return save_checkpoint(folder, self.model, optimizer, {"step": step, "stage": stage})
 
     def _validate(self, step: int, metrics: Metrics, validate: Callable[[int], dict[str, float]]) -> None:
-        projector: Any = self.model.projector
-        candidates = getattr(projector, "candidates", None)
-        if candidates is not None:
-            projector.restrict(None)
         metrics.add({"step": step, **validate(step)}, show=True)
-        if candidates is not None:
-            projector.restrict(candidates)
 
     def _interrupt(self, *_: Any) -> None:
         if self.interrupted:  # a second Ctrl-C does not wait

@@ -16,10 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from ..data import Example
-from ..errors import DataError
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .recipe import Stage
@@ -30,7 +27,7 @@ class Objectives(nn.Module):
 
     def __init__(self, model: SteerMoEForConditionalGeneration, stage: Stage) -> None:
         super().__init__()
-        self.model, self.weights = model, stage.objectives
+        self.model, self.weights, self.dropout = model, stage.objectives, stage.dropout
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """-> ``loss`` and each objective's own value."""
@@ -41,13 +38,10 @@ class Objectives(nn.Module):
             h, lengths = batch["entered"]
             h = model.leave(h, lengths)
         if "ctc" in self.weights:
-            losses["ctc"] = model.projector.ctc_loss(h, lengths, batch["targets"])  # type: ignore[operator,union-attr]
+            projector: Any = model.projector
+            losses["ctc"] = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
         if "ce" in self.weights:
-            # Candidates only bound the cost of ctc; the LLM must meet what reading out will give it.
-            restricted = _unrestrict(model.projector)
             audios = model.hear_frames(h, lengths, batch["audio_windows"])
-            if restricted is not None:
-                model.projector.restrict(restricted)  # type: ignore[operator,union-attr]
             losses["ce"] = model(
                 batch["input_ids"],
                 batch["attention_mask"],
@@ -59,18 +53,18 @@ class Objectives(nn.Module):
         return losses
 
 
-def _unrestrict(projector: Any) -> Tensor | None:
-    candidates = getattr(projector, "candidates", None)
-    if candidates is not None:
-        projector.restrict(None)
-    return candidates
-
-
 def collate(
-    processor: SteerMoEProcessor, entered: tuple[Tensor, Tensor], texts: Sequence[str], stage: Stage
+    processor: SteerMoEProcessor,
+    entered: tuple[Tensor, Tensor],
+    texts: Sequence[str],
+    stage: Stage,
+    vocabulary: int,
+    rng: random.Random,
 ) -> dict[str, Any]:
     """What entered the first steered layer, and the transcripts, as one batch for ``Objectives``."""
     batch: dict[str, Any] = {"entered": entered, "targets": [processor.tokens(text) for text in texts]}
+    if 0 < stage.negatives < vocabulary:
+        batch["negatives"] = torch.tensor(rng.sample(range(vocabulary), stage.negatives))
     if "ce" in stage.objectives:
         asked = processor.transcription(np.zeros(1, np.float32)).ids  # the same for every clip
         prompts = [processor.answered(Prompt(asked), text) for text in texts]
@@ -105,51 +99,6 @@ def copies(
     prompts = [processor.answered(Prompt(asked), processor.tokenizer.decode(ids)) for ids in heard]
     table: Any = model.projector.table
     return {**processor.ids(prompts), "audios": [table[torch.tensor(ids)] for ids in heard]}
-
-
-class Entered:
-    """What enters the first layer that learns, for batches of clips; kept in memory (float16) when ``keep``.
-
-    Below it a clip needs to pass only once. Good for one stage: the next may train other parts.
-    """
-
-    def __init__(self, model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor, keep: bool) -> None:
-        self.model, self.processor, self.keep = model, processor, keep
-        self.kept: dict[Example, Tensor] = {}
-
-    def __contains__(self, example: Example) -> bool:
-        return example in self.kept
-
-    def __call__(self, examples: Sequence[Example], clips: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
-        """-> (B, T', D) and lengths (B,). ``clips`` may be None where an example is kept."""
-        device = self.model.device
-        if not self.keep:
-            return self._enter([clip for clip in clips if clip is not None])
-        for example, clip in zip(examples, clips, strict=True):
-            if clip is not None and example not in self.kept:  # alone: the same, whatever batch it first comes in
-                self.kept[example] = self._enter([clip])[0][0].half().cpu()
-        rows = [self.kept[e] for e in examples]
-        dtype = next(self.model.frames.parameters()).dtype
-        return pad_sequence(rows, batch_first=True).to(device, dtype), torch.tensor(
-            [len(r) for r in rows], device=device
-        )
-
-    def _enter(self, clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        inputs, device = self.processor.features(clips), self.model.device
-        if int(inputs["audio_windows"].max()) > 1:
-            window = self.processor.frames.window
-            raise DataError(
-                f"a training clip is longer than the encoder's window: set data.max_clip_seconds={window:g}"
-            )
-        return self.model.enter(inputs["input_features"].to(device), inputs["feature_lengths"].to(device))
-
-
-def candidate_tokens(processor: SteerMoEProcessor, texts: Sequence[str], extra: int, seed: int, size: int) -> Tensor:
-    """Sorted ids of every token in ``texts`` and ``extra`` others of the ``size`` there are."""
-    used = {token for text in texts for token in processor.tokens(text)}
-    others = np.setdiff1d(np.arange(size), np.fromiter(used, int))
-    drawn = np.random.default_rng(seed).choice(others, min(extra, len(others)), replace=False)
-    return torch.tensor(sorted(used | set(drawn.tolist())))
 
 
 def groups(model: SteerMoEForConditionalGeneration, stage: Stage) -> list[dict[str, Any]]:

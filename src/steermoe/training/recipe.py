@@ -43,6 +43,10 @@ class Stage:
     """Largest gradient norm."""
     batch_seconds: float = 100.0
     """Audio in one batch."""
+    negatives: int = 2000
+    """Tokens, drawn anew each step, that `ctc` scores beside those spoken in the batch; 0: the whole vocabulary."""
+    dropout: float = 0.0
+    """Share of a lexical projector's inputs left out under `ctc`: against learning the training set by heart."""
     keep_frames: bool = False
     """Keep in memory what enters the first layer that learns (51 kB a second for Whisper-base): a clip passes the
     layers below once. With data.augment each clip is then augmented once, too."""
@@ -56,8 +60,13 @@ class Stage:
                 raise UsageError(f"trains: {name!r} is none of {', '.join(PARTS)}")
         if not self.objectives or not self.trains:
             raise UsageError(f"objectives={self.objectives}, trains={self.trains}: each needs at least one")
-        if self.steps < 1 or self.batch_seconds <= 0:
-            raise UsageError(f"steps={self.steps}, batch_seconds={self.batch_seconds}: both must be positive")
+        if self.steps < 1 or self.batch_seconds <= 0 or self.negatives < 0:
+            raise UsageError(
+                f"steps={self.steps}, batch_seconds={self.batch_seconds}, negatives={self.negatives}: the first two "
+                "must be positive, the last not negative"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout={self.dropout}: must be at least 0 and below 1")
 
 
 @dataclass
@@ -73,8 +82,6 @@ class Data:
     """Longer clips are left out, and counted."""
     augment: bool = False
     """Noise, band limits and gain, drawn per clip and step."""
-    extra_candidates: int = 2000
-    """Tokens outside the training text that `ctc` also scores."""
 
 
 @dataclass

@@ -1,0 +1,108 @@
+"""What enters the first layer that learns: a clip has to pass the frozen layers below it only once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..data import Example
+from ..errors import DataError
+from ..model import SteerMoEForConditionalGeneration
+from ..processing import SteerMoEProcessor
+
+FLUSH = 256  # clips in one file
+
+
+class Entered:
+    """What enters the first layer that learns, for batches of clips; kept (float16) when ``keep``.
+
+    With ``folder`` it is kept on disk, too, so that a run that is resumed starts where it was. Good for one stage:
+    the next may train other parts. ``note`` is whatever else the frames depend on, such as the augmentation.
+    """
+
+    def __init__(
+        self,
+        model: SteerMoEForConditionalGeneration,
+        processor: SteerMoEProcessor,
+        keep: bool,
+        folder: Path | None = None,
+        note: str = "",
+    ) -> None:
+        self.model, self.processor, self.keep = model, processor, keep
+        self.kept: dict[str, Tensor] = {}
+        self._new: dict[str, Tensor] = {}
+        self._folder = folder / _fingerprint(model, note) if keep and folder else None
+        if self._folder and self._folder.is_dir():
+            for path in sorted(self._folder.glob("*.safetensors")):
+                self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.kept.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError):
+            path.unlink()  # what it held is made again
+
+    def __contains__(self, example: Example) -> bool:
+        return _key(example) in self.kept
+
+    def __call__(self, examples: Sequence[Example], clips: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
+        """-> (B, T', D) and lengths (B,). ``clips`` may be None where an example is kept."""
+        device = self.model.device
+        if not self.keep:
+            return self._enter([clip for clip in clips if clip is not None])
+        for example, clip in zip(examples, clips, strict=True):
+            if clip is not None and example not in self:  # alone: the same, whatever batch it first comes in
+                self.kept[_key(example)] = self._new[_key(example)] = self._enter([clip])[0][0].half().cpu()
+        if len(self._new) >= FLUSH:
+            self.flush()
+        rows = [self.kept[_key(e)] for e in examples]
+        dtype = next(self.model.frames.parameters()).dtype
+        return pad_sequence(rows, batch_first=True).to(device, dtype), torch.tensor(
+            [len(r) for r in rows], device=device
+        )
+
+    def flush(self) -> None:
+        """Write what is new beside the others. A full disk costs only the resuming."""
+        if self._folder and self._new:
+            path = self._folder / f"{len(self.kept):08d}.safetensors"
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                save_file({k: v.contiguous() for k, v in self._new.items()}, path.with_suffix(".part"))
+                os.replace(path.with_suffix(".part"), path)
+            except (OSError, SafetensorError):
+                path.with_suffix(".part").unlink(missing_ok=True)
+        self._new = {}
+
+    def _enter(self, clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        inputs, device = self.processor.features(clips), self.model.device
+        if int(inputs["audio_windows"].max()) > 1:
+            window = self.processor.frames.window
+            raise DataError(
+                f"a training clip is longer than the encoder's window: set data.max_clip_seconds={window:g}"
+            )
+        return self.model.enter(inputs["input_features"].to(device), inputs["feature_lengths"].to(device))
+
+
+def _key(example: Example) -> str:
+    return hashlib.sha256(repr((str(example.audio), example.start, example.end)).encode()).hexdigest()
+
+
+def _fingerprint(model: SteerMoEForConditionalGeneration, note: str) -> str:
+    """Of everything that the kept frames are a function of, but the clip."""
+    told = {k: v for k, v in vars(model.config).items() if k in ("encoder", "encoder_layers", "pad_to_window")}
+    digest = hashlib.sha256(json.dumps([told, model.first_learning, note]).encode())
+    if model.steering is not None and model.first_learning > model.first_steered:
+        for name, tensor in sorted(model.steering.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
