@@ -199,24 +199,32 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
             sources.append(("-", sys.stdin.buffer.read()))
         else:
             sources += [(str(path), path) for path in find_audio(Path(name))]
-    for _, source in sources:  # complain before the models are loaded
-        if not isinstance(source, bytes) and duration(source) > arguments.max_duration:
-            decode(source, max_duration=arguments.max_duration)
+    readable = []
+    for name, source in sources:  # complain before the models are loaded; one bad file does not cost the others
+        try:
+            if not isinstance(source, bytes) and duration(source) > arguments.max_duration:
+                decode(source, max_duration=arguments.max_duration)
+            readable.append((name, source))
+        except AudioError as error:
+            if len(sources) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+    if not readable:
+        raise AudioError(f"none of {len(sources)} files could be read")
     _quiet()
     import time
 
     from .inference.ears import load
 
     ears = load(arguments.adapter)
-    rows, failed = [], None
-    for name, source in sources:
+    rows = []
+    for name, source in readable:
         try:
             began = time.perf_counter()
             samples = decode(source, max_duration=arguments.max_duration)
             text = ears.transcribe(samples, sampling_rate=16_000, batch_size=arguments.batch_size,
                                    max_duration=arguments.max_duration)  # fmt: skip
-        except AudioError as error:  # one bad file does not cost the others
-            failed = error
+        except AudioError as error:
             print(f"error: {error}", file=sys.stderr)
             continue
         seconds = time.perf_counter() - began
@@ -225,7 +233,7 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
         )
         if not arguments.json:
             print(text if len(sources) == 1 else f"{name}\t{text}", flush=True)
-    if failed is not None:
+    if len(rows) < len(sources):
         if arguments.json:
             print(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))
         raise AudioError(f"{len(sources) - len(rows)} of {len(sources)} files could not be read")

@@ -48,6 +48,8 @@ class SteerMoEConfig:
     """What a transcription asks for, after the audio."""
     prompt_mode: Literal["chat", "raw"] = "chat"
     """`chat`: the LLM's own template; `raw`: audio, then the bare instruction (the paper's)."""
+    piece_seconds: float | None = None
+    """Longer audio is transcribed in pieces of at most this, cut where it is quiet; the encoder's window when absent."""
     pool_before_norm: bool = False
     """Pool before the encoder's final LayerNorm: the order of converted reference checkpoints."""
     pad_to_window: bool = False
@@ -57,6 +59,8 @@ class SteerMoEConfig:
         for name in ("num_experts", "kernel"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.piece_seconds is not None and self.piece_seconds < 1:
+            raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
         if self.temperature < 0 or self.prompt_vectors < 0:
             raise UsageError("temperature and prompt_vectors cannot be negative")
         if self.pool_before_norm and self.projector != "linear":

@@ -197,6 +197,14 @@ def test_a_run_leaves_its_recipe_metrics_and_two_checkpoints(recipe: Values, cap
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_resume_refuses_another_recipe(recipe: Values) -> None:
+    train(build(Recipe, recipe))
+    for key, value in (("seed", 3), ("data", {**recipe["data"], "min_words": 2})):
+        with pytest.raises(UsageError, match=f"began with {key}.*same recipe"):
+            train(build(Recipe, {**recipe, key: value}), resume=True)
+    train(build(Recipe, {**recipe, "log_every": 1, "checkpoint_every": 7}), resume=True)
+
+
 def test_validates_on_time(recipe: Values) -> None:
     made = build(Recipe, {**recipe, "valid_every": 3})
     model = new_model(made)

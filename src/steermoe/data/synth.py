@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import DataError
 from ..packages import build_once, cache_root
 from .manifest import Example, read_manifest
-from .talk import talk_texts
+from .talk import talk_texts, word_texts
 from .texts import simple_texts, wordnet_texts
 from .tts import ENGINES, Engine, Kokoro
 
@@ -34,9 +34,9 @@ MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
 FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
 # Kokoro voices that training never hears, for tests on unheard voices.
 HELD_OUT = ("af_sky", "am_onyx", "bf_lily", "bm_george")
-TEXTS = {"wordnet-v1": wordnet_texts, "simple-v1": simple_texts, "talk-v1": talk_texts}
-RECIPE, SIMPLE, TALK = TEXTS
-NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK}
+TEXTS = {"wordnet-v1": wordnet_texts, "simple-v1": simple_texts, "talk-v1": talk_texts, "words-v1": word_texts}
+RECIPE, SIMPLE, TALK, WORDS = TEXTS
+NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK, "words": WORDS}
 DEFAULT_SHARDS = 40
 VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
 
@@ -49,7 +49,7 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     """
     rng = random.Random(f"{recipe}/{index}")
     engine = rng.choices(list(MIX), list(MIX.values()))[0]
-    if recipe == SIMPLE or (engine == "kokoro" and (recipe == TALK or index >= KOKORO_UNTIL)):
+    if recipe == SIMPLE or (engine == "kokoro" and (recipe in (TALK, WORDS) or index >= KOKORO_UNTIL)):
         engine = "hibari"
     pace, tract = rng.uniform(0.85, 1.2), 1.0
     if engine == "kokoro":
@@ -117,12 +117,13 @@ def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int 
 
 
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
-    """The examples of ``train``, ``valid``, ``simple`` or ``talk`` among the first shards; ``root`` is not used.
+    """The examples of ``train``, ``valid``, ``simple``, ``talk`` or ``words`` among the first shards; ``root`` is not used.
 
     ``train/40`` asks for 40 shards (8,000 utterances; 40 is also the default): those whose number modulo 20 is
     not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``. What is missing is made. No text is
     on both sides: all texts differ. The voices are the same on both. ``simple`` needs nothing but one wheel:
-    generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often (talk.py).
+    generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often, and
+    ``words`` is lists of less common ones (talk.py).
     """
     name, _, number = split.partition("/")
     recipe = NAMES.get(name, RECIPE)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..packages import unpacked
-from .texts import CALENDAR, ONES, WORDNET, as_sentence, number_in_words
+from .texts import CALENDAR, ONES, WORDNET, as_sentence, glosses, number_in_words
 
 # n, ns: noun, plural; v, vs, vd, vn, vg: verb, -s, past, participle, -ing; a: adjective; r: adverb;
 # who: a first name; num: a number; when: a day, month or time.
@@ -174,6 +174,21 @@ def talk_texts(seed: int = 0, count: int = 18_000) -> list[str]:
         if rng.random() < 0.12:
             sentence = re.sub(r"[.!]$", lambda m: f", {rng.choice(AFTER)}{m[0]}", sentence).replace("?.", "?")
         texts[as_sentence(sentence)] = None
+    return list(texts)
+
+
+def word_texts(seed: int = 0, count: int = 4_000) -> list[str]:
+    """``count`` lists of six of the other words that dictionary definitions use, all of them equally often.
+
+    SemCor, which WordNet counts, is of 1961; its definitions are of 2006 and know the user, the server and the exit.
+    """
+    rng = random.Random(seed)
+    known = {word for words in common_words(unpacked(WORDNET) / "usr" / "share" / "wordnet").values() for word in words}
+    used = Counter(w for _, gloss in glosses() for w in re.findall(r"(?<![\w-])[a-z]{3,14}(?![\w'-])", gloss))
+    words = _cycle(sorted(w for w, times in used.items() if times >= 6 and w not in known), rng)
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        texts[as_sentence(rng.choice([" ", ", "]).join(next(words) for _ in range(6)))] = None
     return list(texts)
 
 

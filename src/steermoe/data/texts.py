@@ -45,7 +45,7 @@ def number_in_words(n: int) -> str:
     return f"{number_in_words(n // 1000)} thousand" + (f" {number_in_words(n % 1000)}" if n % 1000 else "")
 
 
-def _glosses() -> Iterator[tuple[list[str], str]]:
+def glosses() -> Iterator[tuple[list[str], str]]:
     folder = unpacked(WORDNET) / "usr" / "share" / "wordnet"
     for part in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{part}").read_text(encoding="latin-1").splitlines():
@@ -68,7 +68,7 @@ def wordnet_texts(seed: int = 0) -> list[str]:
     """All sentences, shuffled by ``seed``, without doubles: examples, definitions, word lists, numbers."""
     rng = random.Random(seed)
     examples, definitions, lemmas = [], [], []
-    for names, gloss in _glosses():
+    for names, gloss in glosses():
         definition, *_ = gloss.split('; "')
         examples += [as_sentence(t) for t in re.findall(r'"([^"]+)"', gloss) if _plain(t, 3, 14)]
         definition = re.sub(r"\([^)]*\)\s*", "", definition).split(";")[0].strip()

@@ -81,12 +81,13 @@ class Ears:
     ) -> str | list[str]:
         """What is said in ``audio``: a path, bytes, a file object or an array (with ``sampling_rate``), or a list of them.
 
-        Longer audio than the encoder's window is cut at quiet points and its pieces' texts are joined.
+        Longer audio than the encoder's window (or ``piece_seconds``) is cut at quiet points and the texts are joined.
         Greedy unless ``generate`` says otherwise. Raises AudioError for what cannot be read.
         """
         sources, many = _as_list(audio)
         clips = [decode(s, sampling_rate=sampling_rate, max_duration=max_duration) for s in sources]
-        pieces = [windows(clip, self.model.frames.window) for clip in clips]
+        longest = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window)
+        pieces = [windows(clip, longest) for clip in clips]
         flat = [piece for cut in pieces for piece in cut]
         texts: list[str] = []
         for start in range(0, len(flat), batch_size):

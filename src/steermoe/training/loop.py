@@ -64,6 +64,34 @@ def training_set(recipe: Recipe, examples: list[Example] | None = None) -> list[
     return kept
 
 
+def check_same(path: Path, recipe: Recipe) -> None:
+    """A run is continued with the recipe it began with, except for what only steers its reports.
+
+    Raises UsageError that names the first key that differs.
+    """
+    free = ("out", "log_every", "valid_every", "checkpoint_every", "threads")
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return  # nothing to compare with
+    was, now = (dict(_leaves(tree)) for tree in (before, json.loads(json.dumps(asdict(recipe)))))
+    for key in {**was, **now}:
+        if key.split(".")[0] not in free and was.get(key) != now.get(key):
+            raise UsageError(
+                f"{path} began with {key}={was.get(key)!r}, and this recipe says {now.get(key)!r}: resume with the "
+                "same recipe, or give another out="
+            )
+
+
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in nested dicts and lists."""
+    if not isinstance(value, (dict, list)):
+        yield where, value
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(item, f"{where}.{key}" if where else str(key))
+
+
 def batch_order(
     examples: list[Example], stage: Stage, recipe: Recipe, skip: int, rank: int, world: int
 ) -> Iterator[list[int]]:
@@ -114,6 +142,8 @@ class Trainer:
         checkpoint = latest(self.out / "checkpoints")
         if checkpoint and not resume:
             raise UsageError(f"{self.out} holds a run already: continue it with --resume, or give another out=")
+        if checkpoint:
+            check_same(self.out / "recipe.json", self.recipe)
         start = json.loads((checkpoint / "state.json").read_text())["step"] if checkpoint else 0
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))

@@ -1,0 +1,83 @@
+"""Synthetic speech: a pure function of the utterance's number, whole shards, and splits that do not mix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from steermoe.data import load_source, synth
+from steermoe.data.texts import number_in_words, simple_texts
+from steermoe.errors import DataError
+
+
+class Tone:
+    """An engine that says a text as a tone as long as the text."""
+
+    def speak(self, text: str, voice: str, pace: float) -> tuple[np.ndarray, int]:
+        n = int(800 * len(text) / pace)
+        return np.sin(np.arange(n) * 0.1).astype(np.float32) * 3, 16_000
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    said = [f"Sentence number {number_in_words(i)}." for i in range(8000)]
+    monkeypatch.setenv("STEERMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(synth, "SHARD", 4)
+    monkeypatch.setattr(synth, "_engine", lambda _: Tone())
+    monkeypatch.setattr(synth, "_texts", lambda _=synth.RECIPE: said)
+
+    def here(shards: list[int], recipe: str, workers: int = 2) -> list[Path]:
+        return [synth.make_shard(shard, recipe) for shard in shards]
+
+    monkeypatch.setattr(synth, "make_shards", here)  # other processes would not see these texts
+    return said
+
+
+def test_plan_is_a_pure_function_of_the_number() -> None:
+    plans = [synth.plan(i) for i in range(400)]
+    assert plans == [synth.plan(i) for i in range(400)]
+    assert {str(p["engine"]) for p in plans} == {"hibari", "flite", "kokoro"}
+    assert all(0.85 <= p["pace"] <= 1.2 and 0.78 <= p["tract"] <= 1.25 for p in plans)
+    assert not any(name in str(synth.plan(i)["voice"]) for i in range(9_000) for name in synth.HELD_OUT)
+    assert all(synth.plan(i)["engine"] != "kokoro" for i in range(synth.KOKORO_UNTIL, synth.KOKORO_UNTIL + 500))
+    assert all(synth.plan(i, synth.TALK)["engine"] != "kokoro" for i in range(500))
+    assert all(synth.plan(i, synth.SIMPLE)["engine"] == "hibari" for i in range(50))
+
+
+def test_a_shard_is_its_manifest_and_its_speech(texts: list[str]) -> None:
+    shard = synth.make_shard(3)
+    rows = [json.loads(line) for line in (shard / "manifest.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts[12:16]
+    for row in rows:
+        samples, rate = soundfile.read(shard / row["audio"])
+        assert rate == 16_000 and len(samples) / rate == pytest.approx(row["duration"])
+        assert np.abs(samples).max() <= 0.71 and not samples[:1000].any()
+
+
+def test_splits_never_share_a_text(texts: list[str]) -> None:
+    train, valid = load_source("synth:train/40"), load_source("synth:valid/40")
+    assert len(train) == 38 * 4 and len(valid) == 2 * 4
+    assert not {e.text for e in train} & {e.text for e in valid}
+    assert len(load_source("synth:talk/3")) == 12 and len(load_source("synth:simple/2")) == 8
+    assert all(e.language == "en" for e in train) and len({e.id for e in train}) == len(train)
+
+
+@pytest.mark.parametrize("split", ["test", "train/0", "train/9999", "train/few", "valid/19"])
+def test_a_wrong_split_says_what_there_is(texts: list[str], split: str) -> None:
+    with pytest.raises(DataError, match=r"train, valid, simple, talk|ask for 20 or more"):
+        load_source(f"synth:{split}")
+
+
+def test_numbers_in_words() -> None:
+    assert number_in_words(0) == "zero" and number_in_words(13) == "thirteen" and number_in_words(40) == "forty"
+    assert number_in_words(342) == "three hundred forty two"
+    assert number_in_words(999_100) == "nine hundred ninety nine thousand one hundred"
+
+
+def test_simple_texts_need_nothing_and_differ() -> None:
+    texts = simple_texts()
+    assert len(texts) == len(set(texts)) == 8000 and texts == simple_texts() and texts != simple_texts(1)
