@@ -52,7 +52,8 @@ def describe(model: SteerMoEForConditionalGeneration, trained: dict[str, Any] | 
     return {
         "format": 1,
         "steermoe": library_version(),
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(config)
+        | {end: pair[end]["name"] for end in ("encoder", "llm")},  # no local copies
         "pair": pair,
         "shapes": {
             "encoder_layers": len(model.frames.layers),

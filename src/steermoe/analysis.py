@@ -72,12 +72,14 @@ def plot_gates(
     title: str = "",
     *,
     frame_rate: float = FRAME_RATE,
+    layers: Sequence[int] | None = None,
     dark: bool = False,
 ) -> bytes:
     """The log-mel spectrogram (80, T') on top and, below on the same seconds, one strip per layer of all experts.
 
     A strip's colour is the gate, on a square-root scale (most gates are small) that ends at the largest gate
     anywhere; 1/N, no choice, is marked on its bar. ``scales``: the layers' learned alphas, printed beside the strips.
+    ``layers``: their places in the encoder, 0 the first, where not all are steered.
     """
     from matplotlib.colors import PowerNorm
 
@@ -111,7 +113,7 @@ def plot_gates(
         axis = figure.add_subplot(grid[len(axes), 0])
         image = axis.imshow(gate.T, aspect="auto", cmap="viridis", interpolation="nearest", norm=norm,
                             extent=(0, len(gate) / frame_rate, experts, 0))  # fmt: skip
-        label = f"layer {layer + 1}"
+        label = f"layer {(layers[layer] if layers else layer) + 1}"
         if scales is not None:
             label += f"{chr(10) if strip > 0.4 else '  '}α {scales[layer]:.2f}"
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7.5, color=ink)

@@ -26,6 +26,15 @@ def _positive(text: str) -> int:
 _positive.__name__ = "positive int"  # as argparse names it: invalid positive int value: '0'
 
 
+def _seconds(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise ValueError
+    return number
+
+
+_seconds.__name__ = "number of seconds"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
@@ -72,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("transcribe", "audio to text", adapter=True)
     sub.add_argument("audio", nargs="+", help="files; `-` reads stdin; a directory means the audio files in it")
-    sub.add_argument("--max-duration", type=float, default=7200.0, metavar="SECONDS", help="longer audio is refused")
+    sub.add_argument("--max-duration", type=_seconds, default=7200.0, metavar="SECONDS", help="longer audio is refused")
     sub.add_argument("--batch-size", type=_positive, default=8)
 
     sub = command("chat", "one question with audio, one answer", adapter=True)
@@ -86,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="PNG of the gates under the spectrogram")
 
     sub = command("quickstart", "hear the shipped adapter, train a fresh one, read the report", as_json=False)
-    sub.add_argument("--minutes", type=float, default=5.0, help="training time to aim for")
+    sub.add_argument("--minutes", type=_seconds, default=5.0, help="training time to aim for")
     sub.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     return parser
 
@@ -193,24 +202,26 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
 def _transcribe(arguments: argparse.Namespace) -> Any:
     from .audio import decode, duration, find_audio
 
-    sources: list[tuple[str, Any]] = []
-    for name in arguments.audio:
+    readable: list[tuple[str, Any]] = []
+    total = 0
+    for name in arguments.audio:  # complain before the models are loaded; one bad file does not cost the others
         if name == "-":
-            sources.append(("-", sys.stdin.buffer.read()))
-        else:
-            sources += [(str(path), path) for path in find_audio(Path(name))]
-    readable = []
-    for name, source in sources:  # complain before the models are loaded; one bad file does not cost the others
-        try:
-            if not isinstance(source, bytes) and duration(source) > arguments.max_duration:
-                decode(source, max_duration=arguments.max_duration)
-            readable.append((name, source))
-        except AudioError as error:
-            if len(sources) == 1:
-                raise
-            print(f"error: {error}", file=sys.stderr)
+            readable.append(("-", sys.stdin.buffer.read()))
+            total += 1
+            continue
+        found = find_audio(Path(name)) if Path(name).is_dir() else [Path(name)]
+        total += len(found)
+        for path in found:
+            try:
+                if duration(path) > arguments.max_duration:
+                    decode(path, max_duration=arguments.max_duration)
+                readable.append((str(path), path))
+            except AudioError as error:
+                if arguments.audio == [str(path)]:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
     if not readable:
-        raise AudioError(f"none of {len(sources)} files could be read")
+        raise AudioError(f"none of {total} files could be read")
     _quiet()
     import time
 
@@ -232,11 +243,11 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
             {"path": name, "text": text, "seconds": round(seconds, 3), "duration": round(len(samples) / 16_000, 3)}
         )
         if not arguments.json:
-            print(text if len(sources) == 1 else f"{name}\t{text}", flush=True)
-    if len(rows) < len(sources):
+            print(text if total == 1 else f"{name}\t{text}", flush=True)
+    if len(rows) < total:
         if arguments.json:
             print(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))
-        raise AudioError(f"{len(sources) - len(rows)} of {len(sources)} files could not be read")
+        raise AudioError(f"{total - len(rows)} of {total} files could not be read")
     return rows
 
 

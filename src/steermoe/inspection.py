@@ -11,6 +11,7 @@ import torch
 
 from .analysis import plot_gates, routing_statistics
 from .audio import RATE, decode
+from .errors import UsageError
 from .inference.ears import Ears, load
 
 
@@ -41,13 +42,23 @@ def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndar
 def picture(ears: Ears, samples: np.ndarray, title: str = "", dark: bool = False) -> bytes:
     """PNG: the spectrogram and, below it, every steered layer's gates."""
     gates, mel, scales = gates_of(ears, samples)
-    return plot_gates(gates, mel, scales, title=title, dark=dark)
+    return plot_gates(gates, mel, scales, title=title, layers=steered(ears), dark=dark)
+
+
+def steered(ears: Ears) -> list[int]:
+    """Which encoder layers are steered, in order, 0 the first."""
+    count, chosen = len(ears.model.frames.layers), ears.config.steer_layers
+    return [i % count for i in chosen] if chosen is not None else list(range(count))
 
 
 def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> dict[str, Any]:
     """For the command line: counts, and with ``audio`` routing statistics; ``out`` takes the picture."""
     samples = decode(Path(audio)) if audio is not None else None  # complain before the models are loaded
+    if out is not None and audio is None:
+        raise UsageError(f"--out {out}: a picture needs an audio file to hear")
     ears = load(adapter)
+    if out is not None and ears.model.steering is None:
+        raise UsageError(f"--out {out}: {adapter} has no steering to picture")
     counts = parameters(ears)
     trained = sum(n for name, n in counts.items() if not name.startswith("frozen"))
     lines = [f"{name:24}{count:>14,}" for name, count in counts.items()]
@@ -60,9 +71,9 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
         gates, _, _ = gates_of(ears, samples)
         value["routing"] = routing_statistics(gates)
         routing = value["routing"]
-        for layer, (usage, entropy) in enumerate(zip(routing["usage"], routing["entropy_fraction"], strict=True), 1):
+        for layer, usage, entropy in zip(steered(ears), routing["usage"], routing["entropy_fraction"], strict=True):
             shares = " ".join(f"{share:.2f}" for share in usage)
-            lines.append(f"layer {layer}: mean gates {shares}; entropy {entropy:.2f} of no choice at all")
+            lines.append(f"layer {layer + 1}: mean gates {shares}; entropy {entropy:.2f} of no choice at all")
         if out is not None:
             scratch = out.with_name(f".{out.name}.part")
             scratch.write_bytes(picture(ears, samples, title=str(audio)))

@@ -124,7 +124,9 @@ def _apt_lists() -> list[str]:
 
 def _extract(archive: Path, folder: Path) -> None:
     if archive.suffix == ".deb":
-        subprocess.run(["dpkg", "-x", archive.name, "."], cwd=folder, check=True, capture_output=True)
+        done = subprocess.run(["dpkg", "-x", archive.name, "."], cwd=folder, capture_output=True)
+        if done.returncode:
+            raise FetchError(f"{archive.name}: dpkg -x failed: {done.stderr.decode(errors='replace').strip()}")
     elif archive.suffix == ".tgz":
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")

@@ -22,6 +22,7 @@ from .training.loop import Trainer
 from .training.recipe import Data, Rates, Recipe, Stage
 
 BATCH_SECONDS = 64.0
+SIMPLE = "synth:simple/20"
 
 
 def quickstart(out: Path, minutes: float) -> None:
@@ -38,8 +39,7 @@ def quickstart(out: Path, minutes: float) -> None:
     _listen(ears, load_source("librivox"))
 
     _title("3. A fresh adapter for the same pair")
-    train, valid, what = _speech()
-    _say(what)
+    train, valid, source = _speech()
     model = _fresh(ears)
     names = ", ".join(f"{n} {p.numel():,}" for n, p in model.trainable().items() if p.numel() > 1000)
     _say(f"it trains {sum(p.numel() for p in model.trainable().values()):,} parameters: {names}; the rest is frozen")
@@ -47,7 +47,7 @@ def quickstart(out: Path, minutes: float) -> None:
     before = evaluate_ears(fresh, valid, "valid", heard=True, out=folder / "before")
 
     _title(f"4. Training, about {minutes:g} minutes")
-    recipe = _recipe(model, train, minutes, folder)
+    recipe = _recipe(model, train, source, minutes, folder)
     trainer = Trainer(recipe, model, fresh.processor)
     trainer.run(examples=train)
 
@@ -78,26 +78,20 @@ def _listen(ears: Ears, clips: list[Example]) -> None:
 
 
 def _speech() -> tuple[list[Example], list[Example], str]:
-    """Training and validation clips, and one line that says what they are."""
+    """Training and validation clips, and the name of the training source."""
     try:
         valid = load_source("fotaq:valid")
         train = load_source("fotaq:train")
-        return (
-            train,
-            valid,
-            f"real speech: {len(train)} acted lines of Flight of the Amazon Queen, {len(valid)} to test on",
-        )
+        _say(f"real speech: {len(train)} acted lines of Flight of the Amazon Queen, {len(valid)} to test on")
+        return train, valid, "fotaq:train"
     except FetchError as error:
         _say(f"no real speech here ({error})")
-        train = load_source("synth:simple/20")
-        return (
-            train,
-            load_source("librivox"),
-            (
-                f"so it trains on {len(train)} synthetic sentences of one voice and is tested on the 5 shipped recordings: "
-                "expect it to know few of their words"
-            ),
+        train = load_source(SIMPLE)
+        _say(
+            f"so it trains on {len(train)} synthetic sentences of one voice and is tested on the 5 shipped recordings: "
+            "expect it to know few of their words"
         )
+        return train, load_source("librivox"), SIMPLE
 
 
 def _fresh(ears: Ears) -> SteerMoEForConditionalGeneration:
@@ -115,14 +109,16 @@ def _fresh(ears: Ears) -> SteerMoEForConditionalGeneration:
         prompt_vectors=vectors, instruction=ears.config.instruction,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = SteerMoEForConditionalGeneration(config, ears.model.frames, ears.model.llm)
+    model = SteerMoEForConditionalGeneration(config, ears.model.frames, ears.model.llm).to(ears.model.device)
     with torch.no_grad():
         model.prompt_vectors.copy_(ears.model.prompt_vectors)
     model.prompt_vectors.requires_grad_(False)
     return model
 
 
-def _recipe(model: SteerMoEForConditionalGeneration, train: list[Example], minutes: float, folder: Path) -> Recipe:
+def _recipe(
+    model: SteerMoEForConditionalGeneration, train: list[Example], source: str, minutes: float, folder: Path
+) -> Recipe:
     """As many steps as fit: a first pass that encodes each clip, then cheap ones over what was kept."""
     stage = Stage(
         objectives={"ctc": 1.0},
@@ -131,6 +127,7 @@ def _recipe(model: SteerMoEForConditionalGeneration, train: list[Example], minut
         warmup=20,
         keep_frames=True,
         batch_seconds=BATCH_SECONDS,
+        dropout=0.1,
     )
     first, later = _speed(model, train, stage)
     passes = sum(e.duration or 0.0 for e in train) / (0.9 * BATCH_SECONDS)  # steps in a first pass over all
@@ -144,7 +141,7 @@ def _recipe(model: SteerMoEForConditionalGeneration, train: list[Example], minut
         del train[max(200, int(share * len(train))) :]
         _say(f"this machine encodes {share:.0%} of the clips in that time: training on {len(train)}")
     return Recipe(
-        model=model.config, data=Data(min_words=2), stages=[stage], out=str(folder),
+        model=model.config, data=Data(train=[source], min_words=2), stages=[stage], out=str(folder),
         checkpoint_every=200, log_every=10,
     )  # fmt: skip
 

@@ -126,9 +126,8 @@ class BatchLoader(Generic[T]):
 
     def _skip(self, index: int, message: str) -> None:
         self.skipped.append((index, message))
-        total = sum(map(len, self.batches))
-        if len(self.skipped) > self.max_skipped * total:
+        broken, total = len({i for i, _ in self.skipped}), len(self.examples)
+        if broken > self.max_skipped * total:
             raise DataError(
-                f"{len(self.skipped)} of {total} audio files cannot be read, more than {self.max_skipped:.1%}; "
-                f"the last: {message}"
+                f"{broken} of {total} audio files cannot be read, more than {self.max_skipped:.1%}; the last: {message}"
             )

@@ -127,11 +127,12 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     """
     name, _, number = split.partition("/")
     recipe = NAMES.get(name, RECIPE)
-    count = int(number) if number.isdecimal() else (0 if number else DEFAULT_SHARDS)
-    if name not in NAMES or not 1 <= count <= len(_texts(recipe)) // SHARD:
+    most = len(_texts(recipe)) // SHARD
+    count = int(number) if number.isdecimal() else (0 if number else min(DEFAULT_SHARDS, most))
+    if name not in NAMES or not 1 <= count <= most:
         raise DataError(
             f"synth has no split {split!r}; it has {', '.join(NAMES)}, with a number of shards from 1 to "
-            f"{len(_texts(recipe)) // SHARD} if you like: synth:train/{DEFAULT_SHARDS}"
+            f"{most} if you like: synth:train/{DEFAULT_SHARDS}"
         )
     chosen = [i for i in range(count) if recipe != RECIPE or (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
     if not chosen:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import DataError
 from ..packages import Package, build_once, cache_root, unpacked
 
 HIBARI = Package("wheel", "hibari-tts", "0.2.1", "49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3")
@@ -140,7 +141,10 @@ class Flite:
         command = [str(unpacked(FLITE) / "usr/bin/flite"), "-voice", voice]
         command += ["--setf", f"duration_stretch={1 / speed:.3f}", "-t", text, "-o", "/dev/stdout"]
         environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
-        done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+        if done.returncode:
+            why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+            raise DataError(f"flite cannot speak: {why} (libasound missing? apt-get install libasound2)")
         return soundfile.read(io.BytesIO(done.stdout), dtype="float32")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from .asr import evaluate_asr
 
 
 def adapter_digest(ears: Ears) -> str:
-    """SHA-256 over the adapter's tensors, by name."""
-    digest = hashlib.sha256()
+    """SHA-256 over the adapter's settings and its tensors, by name."""
+    settings = {k: v for k, v in vars(ears.config).items() if k not in ("encoder", "llm")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(ears.model.adapter_state().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

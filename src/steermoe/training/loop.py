@@ -65,20 +65,20 @@ def training_set(recipe: Recipe, examples: list[Example] | None = None) -> list[
 
 
 def check_same(path: Path, recipe: Recipe) -> None:
-    """A run is continued with the recipe it began with, except for what only steers its reports.
+    """A run is continued with the recipe it began with; only reports, threads and numbers of steps may differ.
 
     Raises UsageError that names the first key that differs.
     """
-    free = ("out", "log_every", "valid_every", "checkpoint_every", "threads")
+    free = ("out", "log_every", "valid_every", "checkpoint_every", "threads", "data.valid", "data.valid_clips")
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError):
         return  # nothing to compare with
     was, now = (dict(_leaves(tree)) for tree in (before, json.loads(json.dumps(asdict(recipe)))))
     for key in {**was, **now}:
-        if key.split(".")[0] not in free and was.get(key) != now.get(key):
+        if key not in free and not key.endswith(".steps") and key in was and was[key] != now.get(key):
             raise UsageError(
-                f"{path} began with {key}={was.get(key)!r}, and this recipe says {now.get(key)!r}: resume with the "
+                f"{path} began with {key}={was[key]!r}, and this recipe says {now.get(key)!r}: resume with the "
                 "same recipe, or give another out="
             )
 
@@ -142,6 +142,8 @@ class Trainer:
         checkpoint = latest(self.out / "checkpoints")
         if checkpoint and not resume:
             raise UsageError(f"{self.out} holds a run already: continue it with --resume, or give another out=")
+        if resume and not checkpoint:
+            _say(f"{self.out} holds no checkpoint: starting anew")
         if checkpoint:
             check_same(self.out / "recipe.json", self.recipe)
         start = json.loads((checkpoint / "state.json").read_text())["step"] if checkpoint else 0

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from ..data import load_source
-from ..errors import UsageError
 from ..evaluation.scoring import score
 from ..inference.ears import Ears, from_model
 from ..model import SteerMoEForConditionalGeneration
@@ -61,16 +60,19 @@ def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] |
 
 
 def train(recipe: Recipe, resume: bool = False, init_from: str | None = None) -> Path:
-    """Run ``recipe``; returns the adapter's folder. ``init_from`` starts from another adapter of the same pair."""
+    """Run ``recipe``; returns the adapter's folder. ``init_from`` replaces the recipe's own.
+
+    ``resume`` continues from the newest checkpoint, and starts anew where there is none.
+    """
+    if init_from is not None:
+        recipe.init_from = init_from
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     model = new_model(recipe)
-    if init_from is not None:
+    if recipe.init_from is not None:
         from ..adapter import load_tensors
         from ..inference.ears import find_adapter
 
-        if resume:
-            raise UsageError("--init-from starts a run and --resume continues one: give one of them")
-        load_tensors(model, find_adapter(init_from))
+        load_tensors(model, find_adapter(recipe.init_from))  # what a checkpoint then replaces
     ears = from_model(model, recipe.out)
     return Trainer(recipe, model, ears.processor).run(resume, validator(recipe, ears))
