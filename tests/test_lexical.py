@@ -149,6 +149,29 @@ def test_ctc_loss_is_the_sum_over_alignments(projector: LexicalProjector, negati
     assert projector.table.grad is None
 
 
+def test_context_reaches_just_so_far() -> None:
+    torch.manual_seed(0)
+    projector = LexicalProjector(WIDTH, torch.randn(VOCAB, LLM_WIDTH), kernel=2, context=2, hidden=6)
+    h, lengths = torch.randn(1, 24, WIDTH), torch.tensor([24])
+    plain, _ = projector.scores(h, lengths)
+    h = h.clone()
+    h[:, 12] += 1  # in pooled frame 6
+    changed = (projector.scores(h, lengths)[0] != plain).any(dim=-1)[0]
+    assert changed.nonzero().flatten().tolist() == [4, 5, 6, 7, 8]
+
+
+def test_context_does_not_see_padding() -> None:
+    torch.manual_seed(0)
+    projector = LexicalProjector(WIDTH, torch.randn(VOCAB, LLM_WIDTH), kernel=2, context=2, hidden=6)
+    clips = [torch.randn(n, WIDTH) for n in (12, 3, 7)]
+    lengths = torch.tensor([len(c) for c in clips])
+    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=float("nan"))
+    logits, out_lengths = projector.scores(batch, lengths)
+    for i, clip in enumerate(clips):
+        alone, _ = projector.scores(clip[None], lengths[i : i + 1])
+        torch.testing.assert_close(logits[i, : out_lengths[i]], alone[0])
+
+
 def test_dropout_is_for_training_only(projector: LexicalProjector) -> None:
     h, lengths, targets = torch.randn(1, 8, WIDTH), torch.tensor([8]), [[1, 2]]
     torch.manual_seed(0)

@@ -42,6 +42,10 @@ class SteerMoEConfig:
     """Sharpening of the lexical read-out; 0 is the arg-max token's own embedding."""
     blank_penalty: float = 0.0
     """Taken from the blank's score in the lexical read-out, so that fewer words are dropped."""
+    context: int = 0
+    """Pooled frames on each side that a hidden convolution of the lexical projector also sees; 0: none."""
+    hidden: int = 512
+    """Channels of that convolution."""
     prompt_vectors: int = 0
     """Learned vectors after a transcription's audio, in embedding space."""
     instruction: str = "Repeat the text above word for word."
@@ -56,13 +60,13 @@ class SteerMoEConfig:
     """Pad every clip to the encoder's window (30 s for Whisper), as it was pretrained."""
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "kernel"):
+        for name in ("num_experts", "kernel", "hidden"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.piece_seconds is not None and self.piece_seconds < 1:
             raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
-        if self.temperature < 0 or self.prompt_vectors < 0:
-            raise UsageError("temperature and prompt_vectors cannot be negative")
+        if min(self.temperature, self.prompt_vectors, self.context) < 0:
+            raise UsageError("temperature, prompt_vectors and context cannot be negative")
         if self.pool_before_norm and self.projector != "linear":
             raise UsageError("pool_before_norm is the reference's order and goes with projector: linear only")
 

@@ -19,6 +19,24 @@ from torch.nn.utils.rnn import pad_sequence
 from .projector import Projected, pool
 
 
+class Context(nn.Module):
+    """What the frames around a frame add: a hidden layer and a convolution over 2 * reach + 1 of them.
+
+    Frame by frame, a word between two frames is written twice, by each in its own spelling.
+    """
+
+    def __init__(self, width: int, hidden: int, reach: int, out: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, hidden)
+        self.across = nn.Conv1d(hidden, hidden, 2 * reach + 1, padding=reach)
+        self.outer = nn.Linear(hidden, out)
+
+    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
+        """(B, T', D), and (B, T') true within each clip -> (B, T', out)."""
+        h = F.gelu(self.inner(x)).masked_fill(~inside[..., None], 0.0)
+        return self.outer(h + F.gelu(self.across(h.mT).mT))
+
+
 class LexicalProjector(nn.Module):
     """(B, T, D) -> one embedding a spoken token.
 
@@ -26,16 +44,25 @@ class LexicalProjector(nn.Module):
     ``temperature`` sharpens a segment's distribution: 0 reads its most likely token's own embedding.
     ``blank_penalty`` is taken from the blank's score when reading out (never in the loss): on speech unlike the
     training set a model says blank too often, and a dropped word is one the LLM cannot restore.
+    ``context``: pooled frames on each side that a convolution of ``hidden`` channels also sees; 0 for none.
     """
 
     def __init__(
-        self, width: int, table: Tensor, kernel: int = 4, temperature: float = 0.0, blank_penalty: float = 0.0
+        self,
+        width: int,
+        table: Tensor,
+        kernel: int = 4,
+        temperature: float = 0.0,
+        blank_penalty: float = 0.0,
+        context: int = 0,
+        hidden: int = 512,
     ) -> None:
         super().__init__()
         self.kernel, self.temperature, self.blank_penalty = kernel, temperature, blank_penalty
         llm_width = table.shape[1]
         self.norm = nn.LayerNorm(width * kernel)
         self.proj = nn.Linear(width * kernel, llm_width)
+        self.context = Context(width * kernel, hidden, context, llm_width) if context else None
         self.blank = nn.Parameter(torch.randn(llm_width) * 0.02)
         self.nothing = nn.Parameter(torch.zeros(llm_width))  # heard instead of an audio without any word
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
@@ -63,13 +90,16 @@ class LexicalProjector(nn.Module):
         """
         pooled, lengths = pool(h, lengths, self.kernel, "stack")
         frames = F.dropout(self.norm(pooled.to(self.norm.weight.dtype)), dropout, training=dropout > 0)
-        x = F.normalize(self.proj(frames), dim=-1)  # (B, T', D_llm)
+        beyond = torch.arange(frames.shape[1], device=h.device) >= lengths[:, None]  # (B, T')
+        x = self.proj(frames)
+        if self.context is not None:
+            x = x + self.context(frames, ~beyond)
+        x = F.normalize(x, dim=-1)  # (B, T', D_llm)
         scale = self.log_scale.exp()
         rows = self._unit_rows(x)
         words = (scale * x) @ (rows if ids is None else rows[ids]).T
         blank = scale * (x @ F.normalize(self.blank, dim=0)) + self.blank_bias
         logits = torch.cat([words, blank[..., None]], dim=-1).float()
-        beyond = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
         if beyond.any():
             certain = torch.full_like(logits[0, 0], -1e4)
             certain[-1] = 0.0

@@ -59,8 +59,9 @@ class SteerMoEForConditionalGeneration(nn.Module):
         if config.projector == "lexical":
             lexicon = table if scale == 1.0 else table.detach() * scale
             self.projector = LexicalProjector(
-                frames.width, lexicon, config.kernel, config.temperature, config.blank_penalty
-            )
+                frames.width, lexicon, config.kernel, config.temperature, config.blank_penalty,
+                config.context, config.hidden,
+            )  # fmt: skip
         elif config.projector == "mlp":
             self.projector = MLPProjector(frames.width, llm_width, config.kernel)
         else:
