@@ -127,17 +127,40 @@ def check_pair(content: dict[str, Any], folder: str | Path, encoder: str, llm: s
             )
 
 
-def load_tensors(model: SteerMoEForConditionalGeneration, folder: str | Path) -> None:
-    """Copy the adapter's tensors into ``model``. Raises AdapterError for any that is missing, extra or misshapen."""
-    import torch
+def _tensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(folder) / TENSORS
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path}: cannot be read ({error}); fetch or train the adapter again") from None
+
+
+def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> list[str]:
+    """Copy those of the adapter's tensors that fit into ``model``; returns the names of the model's that start anew.
+
+    Raises AdapterError when none fits.
+    """
+    import torch
+
+    path = Path(folder) / TENSORS
+    tensors, own = _tensors(path), model.adapter_state()
+    fit = [k for k in own if k in tensors and tensors[k].shape == own[k].shape]
+    if not fit:
+        raise AdapterError(f"{path}: none of its tensors fits this model; was it trained for another pair?")
+    with torch.no_grad():
+        for name in fit:
+            own[name].copy_(tensors[name])
+    return sorted(own.keys() - set(fit))
+
+
+def load_tensors(model: SteerMoEForConditionalGeneration, folder: str | Path) -> None:
+    """Copy the adapter's tensors into ``model``. Raises AdapterError for any that is missing, extra or misshapen."""
+    import torch
+
+    path = Path(folder) / TENSORS
+    tensors = _tensors(path)
     own = model.adapter_state()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:

@@ -30,6 +30,8 @@ class Context(nn.Module):
         self.inner = nn.Linear(width, hidden)
         self.across = nn.Conv1d(hidden, hidden, 2 * reach + 1, padding=reach)
         self.outer = nn.Linear(hidden, out)
+        nn.init.zeros_(self.outer.weight)  # begins by adding nothing: it may join a projector that has learned
+        nn.init.zeros_(self.outer.bias)
 
     def forward(self, x: Tensor, inside: Tensor) -> Tensor:
         """(B, T', D), and (B, T') true within each clip -> (B, T', out)."""

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 
+from steermoe.adapter import start_from
 from steermoe.config import build
 from steermoe.data import Example, load_source
 from steermoe.data.batching import by_duration
@@ -228,6 +229,26 @@ def test_init_from_starts_there(recipe: Values, tmp_path: Path) -> None:
 
     a, b = (load_file(f / "adapter_model.safetensors") for f in (first, folder))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_init_from_keeps_what_fits_and_says_what_starts_anew(recipe: Values, tmp_path: Path, capsys: Any) -> None:
+    first = train(build(Recipe, recipe))
+    larger = {**recipe["model"], "prompt_vectors": 3, "context": 1, "hidden": 4}
+    second = {**recipe, "out": str(tmp_path / "second"), "seed": 9, "model": larger, "init_from": str(first)}
+    model = new_model(build(Recipe, second))
+    new = start_from(model, first)
+    assert new[-1] == "prompt_vectors" or "prompt_vectors" in new
+    assert all(name == "prompt_vectors" or ".context." in name for name in new) and len(new) == 7
+    from safetensors.torch import load_file
+
+    old = load_file(first / "adapter_model.safetensors")
+    assert all(torch.equal(v, old[k]) for k, v in model.adapter_state().items() if k not in new)
+    train(build(Recipe, second))
+    assert "start anew" in capsys.readouterr().err
+    foreign = new_model(build(Recipe, {**second, "model": {**larger, "steer": False, "projector": "linear"}, "stages": [
+        {"objectives": {"ce": 1.0}, "trains": ["projector"]}]}))  # fmt: skip
+    with torch.no_grad(), pytest.raises(AdapterError, match="none of its tensors fits"):
+        start_from(foreign, first)
 
 
 def test_broken_clips_are_skipped_and_named(recipe: Values, tmp_path: Path, manifest: Path, capsys: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,9 +71,11 @@ def train(recipe: Recipe, resume: bool = False, init_from: str | None = None) ->
         torch.set_num_threads(recipe.threads)
     model = new_model(recipe)
     if recipe.init_from is not None:
-        from ..adapter import load_tensors
+        from ..adapter import start_from
         from ..inference.ears import find_adapter
 
-        load_tensors(model, find_adapter(recipe.init_from))  # what a checkpoint then replaces
+        new = start_from(model, find_adapter(recipe.init_from))  # what a checkpoint then replaces
+        if new:
+            print(f"{recipe.init_from} has no {', '.join(new)} of this shape: they start anew", file=sys.stderr)
     ears = from_model(model, recipe.out)
     return Trainer(recipe, model, ears.processor).run(resume, validator(recipe, ears))
