@@ -218,3 +218,29 @@ def test_an_unwritable_place(ears: Ears, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AdapterError, match="cannot save the adapter in"):
         ears.model.save_adapter(tmp_path / "file" / "a")
+
+
+def test_average_is_the_weighted_mean(saved: Path, ears: Ears, make: Make, tmp_path: Path) -> None:
+    first = load_file(saved / adapters.TENSORS)
+    with torch.no_grad():
+        for tensor in ears.model.adapter_state().values():
+            tensor += 1.0
+    ears.model.save_adapter(tmp_path / "b", trained={"step": 9})
+    adapters.average({str(saved): 3, str(tmp_path / "b"): 1}, tmp_path / "c", blank_penalty=0.5)
+    mean = load_file(tmp_path / "c" / adapters.TENSORS)
+    assert mean.keys() == first.keys()
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, first[name] + 0.25)
+    both = load(tmp_path / "c")
+    assert both.config.blank_penalty == 0.5 and same(tmp_path / "c", both.model)
+    content = json.loads((tmp_path / "c" / adapters.CONFIG).read_text())
+    assert content["trained"]["average"] == [{"share": 3, "step": 7}, {"share": 1, "step": 9}]
+
+
+def test_average_refuses_other_shapes(saved: Path, make: Make, tmp_path: Path) -> None:
+    make(projector="linear").model.save_adapter(tmp_path / "b")
+    with pytest.raises(AdapterError, match="is not that of|lacks"):
+        adapters.average({str(saved): 1, str(tmp_path / "b"): 1}, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(UsageError, match="unknown key 'blank'"):
+        adapters.average({str(saved): 1}, tmp_path / "c", blank=1)

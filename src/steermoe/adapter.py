@@ -98,6 +98,38 @@ def save(model: SteerMoEForConditionalGeneration, folder: str | Path, trained: d
         ) from None
 
 
+def average(shares: dict[str, float], out: str | Path, **settings: Any) -> None:
+    """The weighted mean of adapters of one shape, in ``out`` (Wortsman et al., 2022: model soups).
+
+    ``shares`` maps folders to weights, which are scaled to sum to one; the first folder's settings are kept but for
+    ``settings``. Raises AdapterError when the adapters differ in their tensors or their pair.
+    """
+    from safetensors.torch import save_file
+
+    first, *others = contents = [read_config(folder) for folder in shares]
+    mixed: dict[str, Any] = {}
+    for folder, share in shares.items():
+        for name, tensor in (tensors := _tensors(Path(folder) / TENSORS)).items():
+            part = tensor * (share / sum(shares.values()))
+            if mixed and folder != next(iter(shares)) and (name not in mixed or mixed[name].shape != part.shape):
+                raise AdapterError(f"{folder}: its {name} {tuple(part.shape)} is not that of {next(iter(shares))}")
+            mixed[name] = mixed[name] + part if name in mixed else part
+        if tensors.keys() != mixed.keys():
+            raise AdapterError(f"{folder}: lacks {', '.join(sorted(mixed.keys() - tensors.keys()))}")
+    if any(content["pair"] != first["pair"] for content in others):
+        raise AdapterError(f"{', '.join(shares)}: adapters of different pairs cannot be averaged")
+    trained = {"average": [{"share": s, **c["trained"]} for s, c in zip(shares.values(), contents, strict=True)]}
+    config = dataclasses.asdict(load_config({"config": {**first["config"], **settings}}, "average"))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(mixed, out / f".{TENSORS}", metadata={"format": "pt"})
+    (out / f".{TENSORS}").chmod(0o644)
+    os.replace(out / f".{TENSORS}", out / TENSORS)
+    text = json.dumps({**first, "config": config, "trained": trained}, indent=2, ensure_ascii=False) + "\n"
+    (out / f".{CONFIG}").write_text(text, encoding="utf-8")
+    os.replace(out / f".{CONFIG}", out / CONFIG)
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The parsed adapter_config.json, checked for its format. Raises AdapterError."""
     path = Path(folder) / CONFIG

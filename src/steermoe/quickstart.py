@@ -65,7 +65,7 @@ def quickstart(out: Path, minutes: float) -> None:
         (f"steermoe transcribe --adapter {folder}/adapter your.wav", "the adapter you just trained"),
         ("steermoe inspect your.wav --out gates.png", "where the router sends each frame"),
         ("steermoe evaluate --data fotaq:test --baseline --heard", "the shipped adapter on unheard characters"),
-        ("steermoe train recipes/tiny.yaml", "how the shipped adapter was made"),
+        ("steermoe train recipes/fotaq.yaml", "a longer training on real speech; every key is a knob"),
     ):
         _say(f"{command:58} # {why}")
 
