@@ -239,7 +239,7 @@ def test_average_is_the_weighted_mean(saved: Path, ears: Ears, make: Make, tmp_p
 
 def test_average_refuses_other_shapes(saved: Path, make: Make, tmp_path: Path) -> None:
     make(projector="linear").model.save_adapter(tmp_path / "b")
-    with pytest.raises(AdapterError, match="is not that of|lacks"):
+    with pytest.raises(AdapterError, match=r"is not that of|lacks"):
         adapters.average({str(saved): 1, str(tmp_path / "b"): 1}, tmp_path / "c")
     assert not (tmp_path / "c").exists()
     with pytest.raises(UsageError, match="unknown key 'blank'"):
