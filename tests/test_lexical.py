@@ -152,6 +152,7 @@ def test_ctc_loss_is_the_sum_over_alignments(projector: LexicalProjector, negati
 def test_context_reaches_just_so_far() -> None:
     torch.manual_seed(0)
     projector = LexicalProjector(WIDTH, torch.randn(VOCAB, LLM_WIDTH), kernel=2, context=2, hidden=6)
+    torch.nn.init.normal_(projector.context.outer.weight)
     h, lengths = torch.randn(1, 24, WIDTH), torch.tensor([24])
     plain, _ = projector.scores(h, lengths)
     h = h.clone()
@@ -163,6 +164,7 @@ def test_context_reaches_just_so_far() -> None:
 def test_context_does_not_see_padding() -> None:
     torch.manual_seed(0)
     projector = LexicalProjector(WIDTH, torch.randn(VOCAB, LLM_WIDTH), kernel=2, context=2, hidden=6)
+    torch.nn.init.normal_(projector.context.outer.weight)
     clips = [torch.randn(n, WIDTH) for n in (12, 3, 7)]
     lengths = torch.tensor([len(c) for c in clips])
     batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=float("nan"))

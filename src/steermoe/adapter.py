@@ -170,7 +170,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> list[str]:
-    """Copy those of the adapter's tensors that fit into ``model``; returns the names of the model's that start anew.
+    """Copy those parts of the adapter that fit into ``model``; returns the names of the model's that start anew.
 
     Raises AdapterError when none fits.
     """
@@ -178,7 +178,12 @@ def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> l
 
     path = Path(folder) / TENSORS
     tensors, own = _tensors(path), model.adapter_state()
-    fit = [k for k in own if k in tensors and tensors[k].shape == own[k].shape]
+
+    def part(name: str) -> str:  # a weight without its bias is of no use
+        return name.rpartition(".")[0] or name
+
+    unfit = {part(k) for k in own if k not in tensors or tensors[k].shape != own[k].shape}
+    fit = [k for k in own if part(k) not in unfit]
     if not fit:
         raise AdapterError(f"{path}: none of its tensors fits this model; was it trained for another pair?")
     with torch.no_grad():

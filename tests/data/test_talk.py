@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steermoe.data import talk
+from steermoe.data import talk, texts
 from steermoe.data.talk import FRAMES, common_words, gerund, past, plural, talk_texts, word_texts
 
 COUNTS = """
@@ -45,7 +45,8 @@ def wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for part in DATA:
         (folder / f"data.{part}").write_text(DATA[part] + "\n")
         (folder / f"{part}.exc").write_text(EXCEPTIONS[part] + "\n")
-    monkeypatch.setattr(talk, "unpacked", lambda _: tmp_path)
+    for module in (talk, texts):
+        monkeypatch.setattr(module, "unpacked", lambda _: tmp_path)
     return folder
 
 
@@ -97,8 +98,8 @@ def test_every_frame_can_be_filled() -> None:
 
 
 def test_lists_hold_the_words_of_definitions_that_talk_lacks(wordnet: Path) -> None:
-    texts = word_texts(0, 3)
-    said = Counter(word.strip(".,").lower() for text in texts for word in text.split())
+    lists = word_texts(0, 3)
+    said = Counter(word.strip(".,").lower() for text in lists for word in text.split())
     assert set(said) == {"for", "the", "user", "exit"}  # twice seen is too rare, `box` is talk's, `box-user` no word
     assert sum(said.values()) == 18 and max(said.values()) - min(said.values()) <= 1
-    assert word_texts(0, 3) == texts and len(set(texts)) == 3
+    assert word_texts(0, 3) == lists and len(set(lists)) == 3
