@@ -71,11 +71,14 @@ def save(model: SteerMoEForConditionalGeneration, folder: str | Path, trained: d
     Both files are written in a folder beside and moved in; a full disk or a kill leaves the old adapter.
     Raises AdapterError when it cannot be written.
     """
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.adapter_state().items()}
+    _write(Path(folder), tensors, describe(model, trained))
+
+
+def _write(folder: Path, tensors: dict[str, Any], content: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.adapter_state().items()}
-    text = json.dumps(describe(model, trained), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".saving.*"):  # of a run that was killed
@@ -102,10 +105,8 @@ def average(shares: dict[str, float], out: str | Path, **settings: Any) -> None:
     """The weighted mean of adapters of one shape, in ``out`` (Wortsman et al., 2022: model soups).
 
     ``shares`` maps folders to weights, which are scaled to sum to one; the first folder's settings are kept but for
-    ``settings``. Raises AdapterError when the adapters differ in their tensors or their pair.
+    ``settings``. Raises AdapterError when the adapters differ in their tensors or their pair, or cannot be written.
     """
-    from safetensors.torch import save_file
-
     first, *others = contents = [read_config(folder) for folder in shares]
     mixed: dict[str, Any] = {}
     for folder, share in shares.items():
@@ -120,14 +121,7 @@ def average(shares: dict[str, float], out: str | Path, **settings: Any) -> None:
         raise AdapterError(f"{', '.join(shares)}: adapters of different pairs cannot be averaged")
     trained = {"average": [{"share": s, **c["trained"]} for s, c in zip(shares.values(), contents, strict=True)]}
     config = dataclasses.asdict(load_config({"config": {**first["config"], **settings}}, "average"))
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(mixed, out / f".{TENSORS}", metadata={"format": "pt"})
-    (out / f".{TENSORS}").chmod(0o644)
-    os.replace(out / f".{TENSORS}", out / TENSORS)
-    text = json.dumps({**first, "config": config, "trained": trained}, indent=2, ensure_ascii=False) + "\n"
-    (out / f".{CONFIG}").write_text(text, encoding="utf-8")
-    os.replace(out / f".{CONFIG}", out / CONFIG)
+    _write(Path(out), mixed, {**first, "config": config, "trained": trained})
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

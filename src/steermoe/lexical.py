@@ -110,9 +110,10 @@ class LexicalProjector(nn.Module):
 
     def forward(self, h: Tensor, lengths: Tensor) -> Projected:
         logits, lengths = self.scores(h, lengths)
-        read = [self.read_out(row) for row in logits]
+        found = [self.segments(row) for row in logits]
+        read = [self._embed(row, segments) for row, segments in zip(logits, found, strict=True)]
         counts = torch.tensor([len(r) for r in read], device=h.device)
-        tokens = [self.token_ids(row) for row in logits]
+        tokens = [[token for _, _, token in segments] for segments in found]
         return Projected(pad_sequence(read, batch_first=True), counts, logits, lengths, tokens)
 
     def segments(self, logits: Tensor) -> list[tuple[int, int, int]]:
@@ -131,7 +132,9 @@ class LexicalProjector(nn.Module):
 
     def read_out(self, logits: Tensor) -> Tensor:
         """One clip's logits (T', V + 1) -> embeddings (S, D_llm); an audio without words is one learned vector."""
-        segments = self.segments(logits)
+        return self._embed(logits, self.segments(logits))
+
+    def _embed(self, logits: Tensor, segments: list[tuple[int, int, int]]) -> Tensor:
         if not segments:
             return self.nothing[None]
         if self.temperature == 0:

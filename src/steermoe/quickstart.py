@@ -1,4 +1,4 @@
-"""`make quickstart`: hear the shipped adapter, train a fresh one on real speech, read the report. About 15 minutes."""
+"""`make quickstart`: hear the shipped adapter, train a fresh one on real speech, read the report."""
 
 from __future__ import annotations
 
