@@ -42,13 +42,7 @@ def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndar
 def picture(ears: Ears, samples: np.ndarray, title: str = "", dark: bool = False) -> bytes:
     """PNG: the spectrogram and, below it, every steered layer's gates."""
     gates, mel, scales = gates_of(ears, samples)
-    return plot_gates(gates, mel, scales, title=title, layers=steered(ears), dark=dark)
-
-
-def steered(ears: Ears) -> list[int]:
-    """Which encoder layers are steered, in order, 0 the first."""
-    count, chosen = len(ears.model.frames.layers), ears.config.steer_layers
-    return [i % count for i in chosen] if chosen is not None else list(range(count))
+    return plot_gates(gates, mel, scales, title=title, layers=ears.model.steered_layers, dark=dark)
 
 
 def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> dict[str, Any]:
@@ -71,7 +65,9 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
         gates, _, _ = gates_of(ears, samples)
         value["routing"] = routing_statistics(gates)
         routing = value["routing"]
-        for layer, usage, entropy in zip(steered(ears), routing["usage"], routing["entropy_fraction"], strict=True):
+        for layer, usage, entropy in zip(
+            ears.model.steered_layers, routing["usage"], routing["entropy_fraction"], strict=True
+        ):
             shares = " ".join(f"{share:.2f}" for share in usage)
             lines.append(f"layer {layer + 1}: mean gates {shares}; entropy {entropy:.2f} of no choice at all")
         if out is not None:

@@ -112,9 +112,14 @@ class SteerMoEForConditionalGeneration(nn.Module):
     @property
     def first_steered(self) -> int:
         """Index of the first layer whose output is steered; below it nothing ever depends on what is trained."""
+        return min(self.steered_layers, default=len(self.frames.layers))
+
+    @property
+    def steered_layers(self) -> list[int]:
+        """Which encoder layers are steered, in the order of the steering vectors; 0 is the first."""
         count = len(self.frames.layers)
         chosen = self.config.steer_layers if self.config.steer_layers is not None else range(count)
-        return min((i % count for i in chosen), default=count) if self.steering is not None else count
+        return [i % count for i in chosen] if self.steering is not None else []
 
     @property
     def first_learning(self) -> int:

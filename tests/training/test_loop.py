@@ -231,6 +231,17 @@ def test_init_from_starts_there(recipe: Values, tmp_path: Path) -> None:
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_resume_remembers_init_from(recipe: Values, tmp_path: Path) -> None:
+    first = train(build(Recipe, recipe))
+    second = {**recipe, "out": str(tmp_path / "second"), "seed": 9}
+    folder = train(build(Recipe, second), init_from=str(first))
+    again = train(build(Recipe, second), resume=True)
+    assert again == folder
+    assert json.loads((tmp_path / "second" / "recipe.json").read_text())["init_from"] == str(first)
+    with pytest.raises(UsageError, match="began with init_from"):
+        train(build(Recipe, second), resume=True, init_from=str(folder))
+
+
 def test_init_from_keeps_what_fits_and_says_what_starts_anew(recipe: Values, tmp_path: Path, capsys: Any) -> None:
     first = train(build(Recipe, recipe))
     larger = {**recipe["model"], "prompt_vectors": 3, "context": 1, "hidden": 4}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -67,6 +69,9 @@ def train(recipe: Recipe, resume: bool = False, init_from: str | None = None) ->
     """
     if init_from is not None:
         recipe.init_from = init_from
+    elif resume and recipe.init_from is None:  # --resume alone goes on with what --init-from began
+        with suppress(OSError, ValueError):
+            recipe.init_from = json.loads((Path(recipe.out) / "recipe.json").read_text()).get("init_from")
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     model = new_model(recipe)
