@@ -42,6 +42,12 @@ class SteerMoEConfig:
     """Sharpening of the lexical read-out; 0 is the arg-max token's own embedding."""
     blank_penalty: float = 0.0
     """Taken from the blank's score in the lexical read-out, so that fewer words are dropped."""
+    readings: int = 32
+    """Readings of the lexical scores that the LLM weighs against each other when it transcribes; 1: the arg-max alone."""
+    llm_weight: float = 0.4
+    """What the LLM's log-probability of a reading counts beside the audio's."""
+    token_bonus: float = 4.0
+    """Added to the LLM's log-probability a token, or it would favour short readings."""
     context: int = 0
     """Pooled frames on each side that a hidden convolution of the lexical projector also sees; 0: none."""
     hidden: int = 512
@@ -60,13 +66,14 @@ class SteerMoEConfig:
     """Pad every clip to the encoder's window (30 s for Whisper), as it was pretrained."""
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "kernel", "hidden"):
+        for name in ("num_experts", "kernel", "hidden", "readings"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.piece_seconds is not None and self.piece_seconds < 1:
             raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
-        if min(self.temperature, self.prompt_vectors, self.context) < 0:
-            raise UsageError("temperature, prompt_vectors and context cannot be negative")
+        for name in ("temperature", "prompt_vectors", "context", "llm_weight"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name}={getattr(self, name)}: cannot be negative")
         if self.pool_before_norm and self.projector != "linear":
             raise UsageError("pool_before_norm is the reference's order and goes with projector: linear only")
 

@@ -116,11 +116,18 @@ class LexicalProjector(nn.Module):
         tokens = [[token for _, _, token in segments] for segments in found]
         return Projected(pad_sequence(read, batch_first=True), counts, logits, lengths, tokens)
 
+    def eased(self, logits: Tensor) -> Tensor:
+        """Logits (T', V + 1) as they are read out: less ``blank_penalty``."""
+        if not self.blank_penalty:
+            return logits
+        return torch.cat([logits[:, :-1], logits[:, -1:] - self.blank_penalty], dim=-1)
+
     def segments(self, logits: Tensor) -> list[tuple[int, int, int]]:
         """CTC segments of one clip's logits (T', V + 1): (first frame, last frame + 1, token id), no blanks."""
         blank = logits.shape[-1] - 1
+        logits = self.eased(logits)
         scores, words = logits[:, :blank].max(dim=-1)
-        best = torch.where(logits[:, blank] - self.blank_penalty >= scores, blank, words)
+        best = torch.where(logits[:, blank] >= scores, blank, words)
         values, runs = torch.unique_consecutive(best, return_counts=True)
         ends = runs.cumsum(0).tolist()
         starts = [0, *ends[:-1]]

@@ -37,6 +37,7 @@ class SteerMoEProcessor:
     def __init__(self, config: SteerMoEConfig, tokenizer: Any, frames: Any, audio_token_id: int) -> None:
         self.config, self.tokenizer, self.frames = config, tokenizer, frames
         self.audio_token_id = audio_token_id
+        self._before_speech: list[int] | None = None
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def tokens(self, text: str) -> list[int]:
@@ -97,6 +98,14 @@ class SteerMoEProcessor:
         if instruction:
             parts.append({"type": "text", "text": instruction})
         return self.chat([{"role": "user", "content": parts}])
+
+    def before_speech(self) -> list[int]:
+        """Tokens after which the LLM would write what somebody says: against these it weighs what it may have heard."""
+        if self.tokenizer.chat_template is None:
+            return [self.tokenizer.eos_token_id]
+        if self._before_speech is None:
+            self._before_speech = self.chat([{"role": "user", "content": "Say something."}]).ids
+        return self._before_speech
 
     def answered(self, prompt: Prompt, response: str, max_text: int | None = None) -> Prompt:
         """``prompt`` followed by ``response`` and the end-of-turn token, which alone are labelled.

@@ -60,19 +60,20 @@ def clips(count: int) -> list[Example]:
 def test_loading_keeps_order_whatever_the_threads_do() -> None:
     examples, batches = clips(40), by_duration([1.0] * 40, 4.0, seed=3)
 
-    def load(example: Example) -> int:
+    def load(example: Example, batch: int) -> int:
         time.sleep(0.001 * (int(example.id) % 5))
+        assert int(example.id) in batches[batch]
         return int(example.id)
 
     loaded = list(load_batches(examples, batches, load, workers=4))
     assert [b.items for b in loaded] == [b.indices for b in loaded] == batches
     assert [b.number for b in loaded] == list(range(len(batches)))
-    resumed = list(load_batches(examples, batches[6:], load))
+    resumed = list(load_batches(examples, batches[6:], lambda example, batch: load(example, batch + 6)))
     assert [b.items for b in resumed] == batches[6:]
 
 
 def test_broken_files_are_skipped_and_listed() -> None:
-    def load(example: Example) -> str:
+    def load(example: Example, batch: int) -> str:
         if example.id in ("5", "6", "7"):
             raise AudioError(f"{example.audio}: broken")
         return example.id
@@ -88,7 +89,7 @@ def test_broken_files_are_skipped_and_listed() -> None:
 
 
 def test_other_errors_are_not_swallowed() -> None:
-    def load(example: Example) -> str:
+    def load(example: Example, batch: int) -> str:
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
@@ -99,7 +100,7 @@ def test_works_ahead_but_not_without_limit_and_stops_with_its_reader() -> None:
     started: list[str] = []
     before = threading.active_count()
 
-    def load(example: Example) -> str:
+    def load(example: Example, batch: int) -> str:
         started.append(example.id)
         return example.id
 

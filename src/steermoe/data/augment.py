@@ -1,4 +1,7 @@
-"""Small acoustic changes for training: band limit, noise, gain. Drawn from the given generator only."""
+"""Small acoustic changes for training: speed, microphone, room, band limit, noise, gain.
+
+Drawn from the given generator only.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,48 @@ def add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator, colo
     return (samples + noise * np.sqrt(power / noise_power / 10 ** (snr_db / 10))).astype(np.float32)
 
 
-def augment(samples: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Half of the clips as they are, the others with one or two changes."""
-    if rng.random() < 0.5 or len(samples) < RATE // 10:
+def colour(samples: np.ndarray, rng: np.random.Generator, decibels: float) -> np.ndarray:
+    """Another microphone: a smooth curve of gains over mel-spaced frequencies, each within +- ``decibels``."""
+    spectrum = np.fft.rfft(samples)
+    mel = np.log1p(np.linspace(0, RATE / 2, len(spectrum)) / 700)
+    knots = np.linspace(0, mel[-1], 7)
+    gains = np.interp(mel, knots, rng.uniform(-decibels, decibels, len(knots)))
+    return np.fft.irfft(spectrum * 10 ** (gains / 20), len(samples)).astype(np.float32)
+
+
+def room(samples: np.ndarray, rng: np.random.Generator, seconds: float, direct_db: float) -> np.ndarray:
+    """A room: noise that dies away by 60 dB in ``seconds``, ``direct_db`` below the direct sound."""
+    times = np.arange(int(seconds * RATE)) / RATE
+    echo = rng.standard_normal(len(times)) * 10 ** (-3 * times / seconds)
+    echo *= 10 ** (-direct_db / 20) / np.sqrt(np.sum(echo**2))
+    echo[0] += 1.0
+    size = len(samples) + len(echo)
+    wet = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(echo, size), size)
+    return wet[: len(samples)].astype(np.float32)
+
+
+def speed(samples: np.ndarray, factor: float) -> np.ndarray:
+    """Faster and higher (or slower and lower) by ``factor``."""
+    import soxr
+
+    return np.asarray(soxr.resample(samples, RATE * factor, RATE, quality="MQ"), np.float32)
+
+
+def augment(samples: np.ndarray, rng: random.Random, most_seconds: float = 30.0) -> np.ndarray:
+    """One clip in four as it is, the others with some changes; never longer than ``most_seconds`` by them."""
+    if rng.random() < 0.25 or len(samples) < RATE // 10:
         return samples
-    if rng.random() < 0.5:
+    generator = np.random.default_rng(rng.getrandbits(32))
+    if rng.random() < 0.4:
+        factor = rng.uniform(0.88, 1.14)
+        samples = speed(samples, factor) if len(samples) / factor <= most_seconds * RATE else samples
+    if rng.random() < 0.4:
+        samples = colour(samples, generator, rng.uniform(3, 12))
+    if rng.random() < 0.3:
+        samples = room(samples, generator, rng.uniform(0.1, 0.5), rng.uniform(0, 15))
+    if rng.random() < 0.3:
         samples = band_limit(samples, rng.uniform(3400, 6500))
-    if rng.random() < 0.6:
-        generator = np.random.default_rng(rng.getrandbits(32))
+    if rng.random() < 0.4:
         samples = add_noise(samples, rng.uniform(8, 35), generator, rng.choice([0.0, 1.0, 1.5]))
-    return (samples * rng.uniform(0.25, 1.0)).astype(np.float32)
+    peak = float(np.abs(samples).max(initial=0.0))
+    return (samples * (rng.uniform(0.2, 0.9) / max(peak, 1e-3))).astype(np.float32)

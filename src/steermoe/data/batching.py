@@ -72,11 +72,12 @@ class Batch(Generic[T]):
 def load_batches(
     examples: Sequence[Example],
     batches: Sequence[Sequence[int]],
-    load_fn: Callable[[Example], T],
+    load_fn: Callable[[Example, int], T],
     workers: int = 2,
     max_skipped: float = 0.01,
 ) -> BatchLoader[T]:
-    """Iterate over ``batches`` in order, each example loaded by ``load_fn``, ``workers`` threads working ahead.
+    """Iterate over ``batches`` in order, each example loaded by ``load_fn(example, number of its batch)``, ``workers``
+    threads working ahead.
 
     Files that cannot be read (AudioError, OSError) are left out of their batch and listed in ``skipped`` as
     (index, message); batches of which nothing is left are not yielded. More than the share ``max_skipped`` of
@@ -92,7 +93,7 @@ class BatchLoader(Generic[T]):
         self,
         examples: Sequence[Example],
         batches: Sequence[Sequence[int]],
-        load_fn: Callable[[Example], T],
+        load_fn: Callable[[Example, int], T],
         workers: int,
         max_skipped: float,
     ) -> None:
@@ -105,7 +106,7 @@ class BatchLoader(Generic[T]):
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
             for number, batch in enumerate(self.batches):
-                waiting.append((number, batch, [pool.submit(self.load_fn, self.examples[i]) for i in batch]))
+                waiting.append((number, batch, [pool.submit(self.load_fn, self.examples[i], number) for i in batch]))
                 if len(waiting) > AHEAD:
                     yield from self._finished(*waiting.popleft())
             while waiting:

@@ -18,8 +18,8 @@ from torch import Tensor
 CHUNK = 16  # drafted tokens checked in one pass: enough to pay, few enough not to waste
 
 
-def can_draft(llm: Any) -> bool:
-    """Whether greedy text is plain arg-max and the cache can be cut back: full attention, no logits processing."""
+def full_attention(llm: Any) -> bool:
+    """Whether greedy text is plain arg-max, the cache can be cut back and a mask says who attends to whom."""
     config, told = llm.config.get_text_config(), llm.generation_config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     plain = (getattr(told, "repetition_penalty", None) or 1.0) == 1.0 and not getattr(told, "suppress_tokens", None)

@@ -16,7 +16,8 @@ from ..errors import AdapterError, UsageError
 from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
-from .decoding import can_draft, greedy
+from .decoding import full_attention, greedy
+from .readings import best_reading, prefix_beam
 
 SHIPPED = Path(__file__).parent.parent / "adapters"
 DEFAULT = "tiny"
@@ -99,16 +100,13 @@ class Ears:
     @torch.inference_mode()
     def _transcribe(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:
         """One window each. Where no word is heard the text is empty: an LLM that is asked would invent one."""
-        inputs = self._on_device(self.processor.features(clips))
-        heard = self.model.project(*self.model.encode(inputs["input_features"], inputs["feature_lengths"]))
-        audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
+        audios, drafts = self._listen(self._on_device(self.processor.features(clips)))
         prompts = [self.processor.transcription(clip, instruction) for clip in clips]
         # A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its own
         # limit, so that no text depends on what else is in the batch.
         limits = [int(8 + 1.5 * len(audio)) for audio in audios]
         vectors = self.config.prompt_vectors > 0
-        drafts = heard.tokens
-        if drafts is not None and not generate and can_draft(self.model.llm):
+        if drafts is not None and not generate and full_attention(self.model.llm):
             rows = zip(prompts, audios, drafts, limits, strict=True)
             return [self._check(*row, vectors) if row[2] else "" for row in rows]
         spoken = [i for i in range(len(clips)) if drafts is None or drafts[i]]
@@ -121,6 +119,30 @@ class Ears:
             for i, text in zip(spoken, written, strict=True):
                 texts[i] = text
         return texts
+
+    def _listen(self, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], list[list[int]] | None]:
+        """Windows of ``processor.features`` -> audio tokens (S_i, D_llm) of each and, if lexical, their token ids.
+
+        Where the arg-max hears words, the LLM chooses among the likeliest readings; silence stays silence.
+        """
+        model, config = self.model, self.config
+        heard = model.project(*model.encode(inputs["input_features"], inputs["feature_lengths"]))
+        audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
+        projector = model.projector
+        if heard.tokens is None or heard.scores is None or heard.score_lengths is None:
+            return audios, None
+        tokens = list(heard.tokens)
+        if isinstance(projector, LexicalProjector) and config.readings > 1 and full_attention(model.llm):
+            context = self.processor.before_speech()
+            for i, (scores, n) in enumerate(zip(heard.scores, heard.score_lengths.tolist(), strict=True)):
+                if not tokens[i]:
+                    continue
+                readings = prefix_beam(projector.eased(scores[:n]), config.readings)
+                chosen = best_reading(model.llm, context, readings, config.llm_weight, config.token_bonus)
+                if chosen and chosen != tokens[i]:
+                    tokens[i] = chosen
+                    audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])
+        return audios, tokens
 
     def _check(self, prompt: Prompt, audio: torch.Tensor, draft: list[int], limit: int, vectors: bool) -> str:
         """The LLM's greedy transcript, drafted by what the projector read."""
@@ -144,7 +166,11 @@ class Ears:
     ) -> str:
         """The LLM's answer to messages with any number of audio parts at any place (see SteerMoEProcessor.chat)."""
         prompt = self.processor.chat(messages, tools)
-        audios = self.model.hear(**self._on_device(self.processor.features(prompt.audios))) if prompt.audios else []
+        audios = []
+        if prompt.audios:
+            inputs = self._on_device(self.processor.features(prompt.audios))
+            rows = iter(self._listen(inputs)[0])
+            audios = [torch.cat([next(rows) for _ in range(count)]) for count in inputs["audio_windows"].tolist()]
         return self._write([prompt], audios, max_new_tokens=max_new_tokens, **generate)[0]
 
     @torch.inference_mode()

@@ -193,7 +193,17 @@ class Trainer:
         note = f"{recipe.seed}/{recipe.data.augment}"
         entered = Entered(model, self.processor, stage.keep_frames, kept, note)
         deaf = set(stage.objectives) == {"copy"}  # text is all it needs
-        loader = load_batches(examples, batches, lambda e: None if deaf or e in entered else e.load())
+
+        def load(example: Example, batch: int) -> Any:
+            if deaf or example in entered:
+                return None
+            clip = example.load()
+            if not recipe.data.augment:
+                return clip
+            when = "" if stage.keep_frames else first + within + batch  # what is kept must not depend on when it came
+            return augment(clip, random.Random(f"{recipe.seed}/{example.id}/{when}"), recipe.data.max_clip_seconds)
+
+        loader = load_batches(examples, batches, load)
         began = time.perf_counter()
         for loaded in loader:
             step = within + loaded.number
@@ -239,9 +249,6 @@ class Trainer:
         """Everything ``Objectives`` needs for one step, on this process's device."""
         texts, batch, device = [e.text for e in chosen], {}, self.accelerator.device
         if entered is not None:
-            if self.recipe.data.augment:  # what is kept must not depend on when it came
-                rngs = [random.Random(f"{self.recipe.seed}/{e.id}") if entered.keep else rng for e in chosen]
-                clips = [c if c is None else augment(c, r) for c, r in zip(clips, rngs, strict=True)]
             vocabulary = self.model.audio_token_id
             batch = collate(self.processor, entered(chosen, clips), texts, stage, vocabulary, rng)
         if "copy" in stage.objectives:

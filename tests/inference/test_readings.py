@@ -1,0 +1,83 @@
+"""Prefix beam search against every alignment written out, and the tree of readings against plain forward passes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import speechlike
+
+from steermoe.inference.ears import Ears
+from steermoe.inference.readings import best_reading, likelihoods, prefix_beam
+
+FRAMES, VOCAB = 5, 3
+
+
+def every_reading(logits: torch.Tensor) -> dict[tuple[int, ...], float]:
+    """log P of all readings, by the sum over all alignments."""
+    p, total = logits.double().softmax(-1), {}
+    for path in itertools.product(range(VOCAB + 1), repeat=len(logits)):
+        reading = tuple(k for k, _ in itertools.groupby(path) if k != VOCAB)
+        total[reading] = total.get(reading, 0.0) + math.prod(float(p[t, v]) for t, v in enumerate(path))
+    return {reading: math.log(chance) for reading, chance in total.items()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_wide_beam_finds_every_reading_and_its_probability(seed: int) -> None:
+    logits = torch.randn(FRAMES, VOCAB + 1, generator=torch.Generator().manual_seed(seed)) * 2
+    wanted = every_reading(logits)
+    found = prefix_beam(logits, width=10_000)
+    assert {tuple(tokens) for tokens, _ in found} == set(wanted)
+    for tokens, chance in found:
+        assert chance == pytest.approx(wanted[tuple(tokens)], abs=1e-4)
+    assert [chance for _, chance in found] == sorted((chance for _, chance in found), reverse=True)
+
+
+def test_a_narrow_beam_keeps_the_best() -> None:
+    logits = torch.randn(FRAMES, VOCAB + 1, generator=torch.Generator().manual_seed(9)) * 4
+    best = max(every_reading(logits).items(), key=lambda item: item[1])[0]
+    found = prefix_beam(logits, width=4)
+    assert len(found) == 4 and tuple(found[0][0]) == best
+
+
+def test_sure_silence_changes_nothing_but_parts_equal_tokens() -> None:
+    word, silence = torch.tensor([6.0, 0, 0, 0]), torch.tensor([0.0, 0, 0, 30])
+    assert prefix_beam(torch.stack([silence] * 9), width=8)[0][0] == []
+    assert prefix_beam(torch.stack([word, silence, silence, word]), width=8)[0][0] == [0, 0]
+    assert prefix_beam(torch.stack([word, word, silence]), width=8)[0][0] == [0]
+
+
+def test_a_tree_of_readings_scores_as_each_alone(ears: Ears) -> None:
+    llm, context = ears.model.llm, [1, 5, 9]
+    texts = [[7], [7, 8], [7, 8, 20], [7, 9, 20], [30, 8], [30, 8, 8, 8, 8], [], [200]]
+    for text, chance in zip(texts, likelihoods(llm, context, texts), strict=True):
+        with torch.inference_mode():
+            logits = llm(input_ids=torch.tensor([[*context, *text]])).logits[0].log_softmax(-1)
+        alone = sum(float(logits[len(context) - 1 + i, token]) for i, token in enumerate(text))
+        assert chance == pytest.approx(alone, abs=1e-3)
+    assert likelihoods(llm, context, [[], []]) == [0.0, 0.0]
+
+
+def test_the_llm_decides_between_what_sounds_alike(ears: Ears) -> None:
+    llm, context = ears.model.llm, ears.processor.before_speech()
+    first, second = likelihoods(llm, context, [[50, 60], [51, 60]])
+    likely, other = ([50, 60], [51, 60]) if first > second else ([51, 60], [50, 60])
+    readings = [(other, -1.0), (likely, -1.1)]
+    assert best_reading(llm, context, readings, weight=0.0, bonus=0.0) == other
+    assert best_reading(llm, context, readings, weight=0.11 / abs(first - second), bonus=0.0) == likely
+    assert best_reading(llm, context, [([50], 0.0), ([50, 60], 0.0)], weight=1.0, bonus=1e4) == [50, 60]
+
+
+def test_one_reading_is_the_arg_max_alone(make: Callable[..., Ears]) -> None:
+    clip = speechlike(3.0)
+    alone, weighed = make(readings=1), make(readings=16)
+    inputs = alone.processor.features([clip])
+    audios, tokens = alone._listen(inputs)
+    assert tokens is not None and alone.processor.tokenizer.decode(tokens[0]).strip() == alone.hear(
+        clip, sampling_rate=16_000
+    )
+    audios, tokens = weighed._listen(inputs)
+    assert tokens is not None and torch.equal(audios[0], weighed.model.projector.table[torch.tensor(tokens[0])])  # type: ignore[union-attr]
