@@ -63,10 +63,13 @@ def test_splits_never_share_a_text(texts: list[str]) -> None:
     assert len(train) == 38 * 4 and len(valid) == 2 * 4
     assert not {e.text for e in train} & {e.text for e in valid}
     assert len(load_source("synth:talk/3")) == 12 and len(load_source("synth:simple/2")) == 8
+    assert [e.id for e in load_source("synth:train/10-40")] == [e.id for e in train[10 * 4 :]]
     assert all(e.language == "en" for e in train) and len({e.id for e in train}) == len(train)
 
 
-@pytest.mark.parametrize("split", ["test", "train/0", "train/9999", "train/few", "valid/19"])
+@pytest.mark.parametrize(
+    "split", ["test", "train/0", "train/9999", "train/few", "valid/19", "train/9-9", "train/-3", "valid/20-39"]
+)
 def test_a_wrong_split_says_what_there_is(texts: list[str], split: str) -> None:
     with pytest.raises(DataError, match=r"train, valid, simple, talk|ask for 20 or more"):
         load_source(f"synth:{split}")

@@ -198,6 +198,16 @@ def test_a_run_leaves_its_recipe_metrics_and_two_checkpoints(recipe: Values, cap
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_the_encoder_attends_as_before_when_training_ends(recipe: Values) -> None:
+    made = build(Recipe, recipe)
+    model = new_model(made)
+    config, seen = model.frames.encoder.config, []
+    before = config._attn_implementation
+    model.frames.encoder.layers[0].register_forward_hook(lambda *_: seen.append(config._attn_implementation))
+    Trainer(made, model, from_model(model).processor).run()
+    assert set(seen) == {"eager"} and config._attn_implementation == before != "eager"
+
+
 def test_resume_refuses_another_recipe(recipe: Values) -> None:
     train(build(Recipe, recipe))
     for key, value in (("seed", 3), ("data", {**recipe["data"], "min_words": 2})):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -120,23 +121,26 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     """The examples of ``train``, ``valid``, ``simple``, ``talk`` or ``words`` among the first shards; ``root`` is not used.
 
     ``train/40`` asks for 40 shards (8,000 utterances; 40 is also the default): those whose number modulo 20 is
-    not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``. What is missing is made. No text is
+    not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``; ``train/50-200`` are those from 50 to
+    199, all without Kokoro and therefore made in a fifth of the time. What is missing is made. No text is
     on both sides: all texts differ. The voices are the same on both. ``simple`` needs nothing but one wheel:
     generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often, and
     ``words`` is lists of less common ones (talk.py).
     """
-    name, _, number = split.partition("/")
+    name, _, asked = split.partition("/")
     recipe = NAMES.get(name, RECIPE)
     most = len(_texts(recipe)) // SHARD
-    count = int(number) if number.isdecimal() else (0 if number else min(DEFAULT_SHARDS, most))
-    if name not in NAMES or not 1 <= count <= most:
+    wanted = re.fullmatch(r"(?:(\d+)-)?(\d+)", asked or str(min(DEFAULT_SHARDS, most)))
+    first, end = (int(wanted[1] or 0), int(wanted[2])) if wanted else (0, 0)
+    if name not in NAMES or not 0 <= first < end <= most:
         raise DataError(
             f"synth has no split {split!r}; it has {', '.join(NAMES)}, with a number of shards from 1 to "
-            f"{most} if you like: synth:train/{DEFAULT_SHARDS}"
+            f"{most} if you like: synth:train/{DEFAULT_SHARDS}, or synth:train/10-{DEFAULT_SHARDS}"
         )
-    chosen = [i for i in range(count) if recipe != RECIPE or (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
+    shards = range(first, end)
+    chosen = [i for i in shards if recipe != RECIPE or (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
     if not chosen:
-        raise DataError(f"synth:{split}: the first {count} shards hold none for {name}; ask for {VALID_EVERY} or more")
+        raise DataError(f"synth:{split}: these shards hold none for {name}; ask for {VALID_EVERY} or more")
     return [
         replace(example, id=f"{recipe}-{example.audio.stem}", language="en")
         for shard in make_shards(chosen, recipe)

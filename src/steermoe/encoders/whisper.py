@@ -72,7 +72,8 @@ class WhisperFrames(nn.Module):
         mask = None
         if int(lengths.min()) < h.shape[1]:
             valid = torch.arange(h.shape[1], device=h.device) < lengths[:, None]
-            mask = valid[:, None, None, :]  # (B, 1, 1, T'), True attends
+            # (B, 1, 1, T'), added to the logits: eager attention, too, understands it
+            mask = torch.zeros_like(valid, dtype=h.dtype).masked_fill(~valid, torch.finfo(h.dtype).min)[:, None, None]
         for layer in self.layers[first:last]:
             h = layer(h, mask)
             h = h[0] if isinstance(h, tuple) else h

@@ -155,6 +155,10 @@ class Trainer:
         metrics = Metrics(self.out, start, sum(s.steps for s in self.recipe.stages), self.accelerator.is_main_process)
         previous = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
         first = 0
+        encoder: Any = self.model.frames.encoder
+        attention = encoder.config._attn_implementation
+        if self.accelerator.device.type == "cpu":  # the fused kernel's backward takes longer than all else there
+            encoder.set_attn_implementation("eager")
         try:
             for number, stage in enumerate(self.recipe.stages):
                 if start < first + stage.steps:
@@ -163,6 +167,7 @@ class Trainer:
                     checkpoint = None
                 first += stage.steps
         finally:
+            encoder.set_attn_implementation(attention)
             metrics.close()
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
