@@ -17,7 +17,7 @@ from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .decoding import full_attention, greedy
-from .readings import best_reading, prefix_beam
+from .readings import best_reading
 
 SHIPPED = Path(__file__).parent.parent / "adapters"
 DEFAULT = "tiny"
@@ -137,8 +137,8 @@ class Ears:
             for i, (scores, n) in enumerate(zip(heard.scores, heard.score_lengths.tolist(), strict=True)):
                 if not tokens[i]:
                     continue
-                readings = prefix_beam(projector.eased(scores[:n]), config.readings)
-                chosen = best_reading(model.llm, context, readings, config.llm_weight, config.token_bonus)
+                how = (config.readings, config.llm_weight, config.token_bonus)
+                chosen = best_reading(model.llm, context, projector.eased(scores[:n]), *how)
                 if chosen and chosen != tokens[i]:
                     tokens[i] = chosen
                     audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])

@@ -1,10 +1,11 @@
 """What may have been said, and which of it the LLM finds likely.
 
 The arg-max path of a lexical projector is one reading of its frame scores. Prefix beam search (Graves, 2012;
-Hannun et al., 2014) finds the likeliest ones, and the frozen LLM weighs them as it would any text, untrained:
+Hannun et al., 2014) follows the likeliest ones, and the frozen LLM weighs them as it would any text, untrained:
 
     score(y) = log P_ctc(y | audio) + weight * (log P_llm(y) + bonus * tokens of y)
 
+It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early.
 Readings share most of their tokens, so they are weighed as one tree: every distinct prefix is one position
 that attends to its own ancestors only, and a single pass of the LLM scores them all.
 """
@@ -12,7 +13,7 @@ that attends to its own ancestors only, and a single pass of the LLM scores them
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,22 +30,35 @@ def _add(a: float, b: float) -> float:
     return a if b <= NEVER else a + math.log1p(math.exp(b - a))
 
 
-def prefix_beam(logits: Tensor, width: int, branches: int = 12) -> list[tuple[list[int], float]]:
-    """Frame scores (T', V + 1), blank last -> at most ``width`` readings with their log-probability, best first.
+Prefix = tuple[int, ...]
+Weigh = Callable[[list[Prefix]], list[float]]
 
-    Of each frame only the ``branches`` likeliest tokens are followed. A reading's probability is the sum over all
-    alignments that collapse to it: ``blank`` of those that end in a blank, ``word`` of those that end in its last token.
+
+def prefix_beam(
+    logits: Tensor, width: int, branches: int = 12, weigh: Weigh | None = None, every: int = 4
+) -> list[tuple[Prefix, float]]:
+    """Frame scores (T', V + 1), blank last -> at most ``width`` readings with their score, best first.
+
+    The score is log P_ctc, the sum over all alignments that collapse to the reading, plus what ``weigh`` gives for
+    it: asked each time the best reading has ``every`` more tokens, and at the end; in between a reading has what
+    the one it grew from was given. Of each frame only the ``branches`` likeliest tokens are followed.
     """
     scores = logits.float().log_softmax(dim=-1)
     top, ids = scores[:, :-1].topk(min(branches, scores.shape[1] - 1), dim=-1)
-    beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, NEVER)}
+    beam: dict[Prefix, tuple[float, float]] = {(): (0.0, NEVER)}  # log P of ending in a blank, in the last token
+    priors: dict[Prefix, float] = {(): 0.0}
+    weighed = 0
+
+    def total(prefix: Prefix) -> float:
+        return _add(*beam[prefix]) + priors[prefix]
+
     for silence, chances, tokens in zip(scores[:, -1].tolist(), top.tolist(), ids.tolist(), strict=True):
         if silence >= SURE:
-            beam = {prefix: (_add(blank, word) + silence, NEVER) for prefix, (blank, word) in beam.items()}
+            beam = {prefix: (_add(*ends) + silence, NEVER) for prefix, ends in beam.items()}
             continue
-        grown: dict[tuple[int, ...], tuple[float, float]] = {}
+        grown: dict[Prefix, tuple[float, float]] = {}
         for prefix, (blank, word) in beam.items():
-            either, last = _add(blank, word), prefix[-1] if prefix else -1
+            either, last, prior = _add(blank, word), prefix[-1] if prefix else -1, priors[prefix]
             was_blank, was_word = grown.get(prefix, (NEVER, NEVER))
             grown[prefix] = (_add(was_blank, either + silence), was_word)
             for token, chance in zip(tokens, chances, strict=True):
@@ -54,13 +68,20 @@ def prefix_beam(logits: Tensor, width: int, branches: int = 12) -> list[tuple[li
                     grown[prefix] = (was_blank, _add(was_word, word + chance))
                     start = blank
                 if start <= NEVER:
-                    continue  # nothing has come between two equal tokens
+                    continue
                 longer = (*prefix, token)
                 was_blank, was_word = grown.get(longer, (NEVER, NEVER))
                 grown[longer] = (was_blank, _add(was_word, start + chance))
-        best = sorted(grown.items(), key=lambda item: -_add(*item[1]))
-        beam = dict(best[:width])
-    return [(list(prefix), _add(*ends)) for prefix, ends in sorted(beam.items(), key=lambda item: -_add(*item[1]))]
+                priors.setdefault(longer, prior)
+        beam = grown
+        best = sorted(beam, key=total, reverse=True)[:width]
+        if weigh is not None and len(best[0]) - weighed >= every:
+            weighed = len(best[0])
+            priors = dict(zip(best, weigh(best), strict=True))
+        beam, priors = {prefix: beam[prefix] for prefix in best}, {prefix: priors[prefix] for prefix in best}
+    if weigh is not None:
+        priors = dict(zip(beam, weigh(list(beam)), strict=True))
+    return [(prefix, total(prefix)) for prefix in sorted(beam, key=total, reverse=True)]
 
 
 @torch.inference_mode()
@@ -69,7 +90,7 @@ def likelihoods(llm: Any, context: Sequence[int], texts: Sequence[Sequence[int]]
 
     One pass over the tree of their prefixes, for an LLM whose every layer attends to everything before.
     """
-    nodes: dict[tuple[int, ...], int] = {}  # prefix -> its place after the context
+    nodes: dict[Prefix, int] = {}  # prefix -> its place after the context
     parents: list[int] = []
     for text in texts:
         for end in range(1, len(text) + 1):
@@ -109,12 +130,12 @@ def likelihoods(llm: Any, context: Sequence[int], texts: Sequence[Sequence[int]]
 
 
 def best_reading(
-    llm: Any, context: Sequence[int], readings: Sequence[tuple[list[int], float]], weight: float, bonus: float
+    llm: Any, context: Sequence[int], logits: Tensor, width: int, weight: float, bonus: float
 ) -> list[int]:
-    """The reading with the highest score (see above); the first of equals."""
-    chances = likelihoods(llm, context, [tokens for tokens, _ in readings])
-    scores = [
-        heard + weight * (chance + bonus * len(tokens))
-        for (tokens, heard), chance in zip(readings, chances, strict=True)
-    ]
-    return readings[max(range(len(scores)), key=scores.__getitem__)][0]
+    """The reading of one clip's frame scores (T', V + 1) that has the highest score (see above)."""
+
+    def weigh(prefixes: list[Prefix]) -> list[float]:
+        chances = likelihoods(llm, context, prefixes)
+        return [weight * (chance + bonus * len(p)) for p, chance in zip(prefixes, chances, strict=True)]
+
+    return list(prefix_beam(logits, width, weigh=weigh)[0][0])
