@@ -244,3 +244,27 @@ def test_average_refuses_other_shapes(saved: Path, make: Make, tmp_path: Path) -
     assert not (tmp_path / "c").exists()
     with pytest.raises(UsageError, match="unknown key 'blank'"):
         adapters.average({str(saved): 1}, tmp_path / "c", blank=1)
+
+
+def test_push_is_one_commit_of_both_files(make: Callable[..., Ears], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str, list[str]]] = []
+
+    class Hub:
+        def __init__(self, token: str | None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
+            assert exist_ok and private
+            if repo == "no/right":
+                raise PermissionError("403\nForbidden")
+
+        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> Any:
+            calls.append((repo_id, commit_message, sorted(p.name for p in Path(folder_path).iterdir())))
+            return type("Done", (), {"oid": "a" * 40})
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    model = make().model
+    assert model.push_to_hub("me/x", private=True, token="secret") == "me/x@" + "a" * 40
+    assert [(repo, files) for repo, _, files in calls] == [("me/x", [adapters.CONFIG, adapters.TENSORS])]
+    with pytest.raises(AdapterError, match="no/right: cannot be pushed \\(403 Forbidden\\)"):
+        model.push_to_hub("no/right", private=True, token="secret")

@@ -101,6 +101,24 @@ def _write(folder: Path, tensors: dict[str, Any], content: dict[str, Any]) -> No
         ) from None
 
 
+def push(model: SteerMoEForConditionalGeneration, repo: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload the adapter to the hub as one commit of ``repo`` (made if absent); returns ``repo@commit``, which loads it.
+
+    Raises AdapterError if the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder)
+        try:
+            hub = HfApi(token=token)
+            hub.create_repo(repo, private=private, exist_ok=True)
+            done = hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="A steermoe adapter")
+        except Exception as error:  # of many kinds: no network, no login, no right to write there
+            raise AdapterError(f"{repo}: cannot be pushed ({' '.join(str(error).split())[:200]})") from None
+    return f"{repo}@{done.oid}"
+
+
 def average(shares: dict[str, float], out: str | Path, **settings: Any) -> None:
     """The weighted mean of adapters of one shape, in ``out`` (Wortsman et al., 2022: model soups).
 

@@ -280,3 +280,9 @@ class SteerMoEForConditionalGeneration(nn.Module):
         from .adapter import save
 
         save(self, folder, trained)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
+        """See adapter.push; returns the name that ``load`` takes, ``repo@commit``."""
+        from .adapter import push
+
+        return push(self, repo, private=private, token=token)
