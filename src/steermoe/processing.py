@@ -136,14 +136,15 @@ class SteerMoEProcessor:
             out["labels"] = torch.tensor(marks)
         return out
 
-    def features(self, audios: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    def features(self, audios: Sequence[np.ndarray], multiple: int = 1) -> dict[str, Tensor]:
         """``input_features`` (W, mels, T), ``feature_lengths`` (W,) and ``audio_windows`` (A,): windows of each audio.
 
-        Audio longer than the encoder's window is cut at quiet points into windows; nothing is dropped.
+        Audio longer than the encoder's window is cut at quiet points into windows; nothing is dropped. The longest
+        is padded to a ``multiple`` of encoder input frames.
         """
         if not audios:
             return {}
         cut = [windows(audio, self.frames.window) for audio in audios]
-        features, lengths = self.frames.features([w for pieces in cut for w in pieces])
+        features, lengths = self.frames.features([w for pieces in cut for w in pieces], multiple)
         counts = torch.tensor([len(pieces) for pieces in cut])
         return {"input_features": features, "feature_lengths": lengths, "audio_windows": counts}

@@ -35,8 +35,10 @@ class WhisperFrames(nn.Module):
 
     rate = 50  # hidden states a second
 
-    def features(self, clips: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def features(self, clips: list[np.ndarray], multiple: int = 1) -> tuple[Tensor, Tensor]:
         """Clips (N_i,) float32, at most ``window`` seconds -> log-mel (B, mels, T) and valid frames (B,).
+
+        T is the next ``multiple`` (a divisor of the window's frames) of the longest clip's.
 
         Each clip's spectrogram is made alone (Whisper scales by the clip's own maximum), so that a batch
         holds exactly what its clips would hold one by one.
@@ -54,7 +56,7 @@ class WhisperFrames(nn.Module):
             made = self.extractor(clip, sampling_rate=self.sampling_rate, padding=padding, return_tensors="pt")
             mels.append(made["input_features"][0])  # (mels, T)
         lengths = torch.tensor([mel.shape[1] for mel in mels])
-        longest = int(lengths.max())
+        longest = -(-int(lengths.max()) // multiple) * multiple
         return torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in mels]), lengths
 
     def stem(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
