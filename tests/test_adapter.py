@@ -246,6 +246,11 @@ def test_average_refuses_other_shapes(saved: Path, make: Make, tmp_path: Path) -
         adapters.average({str(saved): 1}, tmp_path / "c", blank=1)
 
 
+def test_how_it_was_trained_outlives_another_save(saved: Path, tmp_path: Path) -> None:
+    load(saved, dtype=torch.float32).model.save_adapter(tmp_path / "again")
+    assert adapters.read_config(tmp_path / "again")["trained"] == {"step": 7}
+
+
 def test_push_is_one_commit_of_both_files(make: Callable[..., Ears], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, str, list[str]]] = []
 

@@ -131,6 +131,18 @@ def test_refuses_what_is_not_there(tmp_path: Path) -> None:
     assert "from list" in refused([0.0, 1.0])
 
 
+def test_refuses_a_truncated_wav_but_not_a_stream(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(16_000), 16_000, subtype="PCM_16")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20_000])
+    with pytest.raises(AudioError, match="truncated, 19956 of the 32000 bytes its header says"):
+        decode(path)
+    size = whole.index(b"data") + 4
+    path.write_bytes(whole[:size] + b"\xff" * 4 + whole[size + 4 :])  # as a program that writes to a pipe leaves it
+    assert len(decode(path)) == 16_000
+
+
 def test_refuses_truncated_flac(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, RATE * 3)
     path = tmp_path / "cut.flac"

@@ -22,7 +22,7 @@ import yaml
 
 from steermoe.adapter import TENSORS
 from steermoe.cli import main
-from steermoe.inference.ears import Ears
+from steermoe.inference.ears import Ears, load
 
 Run = Callable[..., tuple[int, list[str], list[str]]]
 
@@ -46,6 +46,12 @@ def adapter(ears: Ears, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters") / "a"
     ears.model.save_adapter(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(adapter: Path) -> Ears:
+    """As a command loads it: in the machine's own dtype."""
+    return load(adapter)
 
 
 @pytest.fixture
@@ -157,8 +163,8 @@ def test_a_process_says_one_line_too(tmp_path: Path) -> None:
 # Results.
 
 
-def test_transcribe(run: Run, adapter: Path, wav: Path, ears: Ears) -> None:
-    wanted = ears.transcribe(wav)
+def test_transcribe(run: Run, adapter: Path, wav: Path, loaded: Ears) -> None:
+    wanted = loaded.transcribe(wav)
     code, out, _ = run("transcribe", wav, "--adapter", adapter)
     assert code == 0 and "\n".join(out) == "\n".join(str(wanted).splitlines())
     code, out, _ = run("transcribe", wav, "--adapter", adapter, "--json", wav.parent)
@@ -172,10 +178,10 @@ def test_transcribe(run: Run, adapter: Path, wav: Path, ears: Ears) -> None:
     assert out[-1] == json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
 
-def test_transcribe_stdin(run: Run, adapter: Path, wav: Path, ears: Ears, monkeypatch: Any) -> None:
+def test_transcribe_stdin(run: Run, adapter: Path, wav: Path, loaded: Ears, monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(wav.read_bytes())))
     code, out, _ = run("transcribe", "-", "--adapter", adapter, "--json")
-    assert code == 0 and json.loads(out[-1])[0]["text"] == ears.transcribe(wav)
+    assert code == 0 and json.loads(out[-1])[0]["text"] == loaded.transcribe(wav)
 
 
 def test_one_bad_file_does_not_cost_the_others(run: Run, adapter: Path, wav: Path, tmp_path: Path) -> None:
@@ -187,13 +193,29 @@ def test_one_bad_file_does_not_cost_the_others(run: Run, adapter: Path, wav: Pat
     assert err[-1] == "error: 1 of 2 files could not be read"
 
 
-def test_chat(run: Run, adapter: Path, wav: Path, ears: Ears) -> None:
+def test_a_folder_without_audio_does_not_cost_the_others(run: Run, adapter: Path, wav: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    code, out, err = run("transcribe", tmp_path / "none", wav, "--adapter", adapter, "--json")
+    assert code == 1 and [r["path"] for r in json.loads(out[-1])] == [str(wav)]
+    assert any("no audio in this folder" in line for line in err) and "1 of 2" in err[-1]
+
+
+def test_inspect_says_what_it_looked_at(run: Run, adapter: Path, tmp_path: Path, speech: Any, make: Any) -> None:
+    soundfile.write(tmp_path / "long.wav", speech(33.0), 16_000)
+    code, out, _ = run("inspect", tmp_path / "long.wav", "--adapter", adapter)
+    assert code == 0 and any("first 30 s of 33.0 s" in line for line in out)
+    make(steer=False).model.save_adapter(tmp_path / "static")
+    code, _, err = run("inspect", tmp_path / "long.wav", "--adapter", tmp_path / "static")
+    assert code == 2 and "has no steering" in err[-1]
+
+
+def test_chat(run: Run, adapter: Path, wav: Path, loaded: Ears) -> None:
     code, out, _ = run("chat", "very", "--system", "well", "--adapter", adapter, "--max-new-tokens", 5, "--json")
     messages = [{"role": "system", "content": "well"}, {"role": "user", "content": [{"type": "text", "text": "very"}]}]
-    assert code == 0 and json.loads(out[-1]) == {"answer": ears.chat(messages, max_new_tokens=5)}
+    assert code == 0 and json.loads(out[-1]) == {"answer": loaded.chat(messages, max_new_tokens=5)}
     code, out, _ = run("chat", "very", "--audio", wav, "--adapter", adapter, "--max-new-tokens", 5, "--json")
     parts = [{"type": "audio", "path": str(wav)}, {"type": "text", "text": "very"}]
-    assert json.loads(out[-1]) == {"answer": ears.chat([{"role": "user", "content": parts}], max_new_tokens=5)}
+    assert json.loads(out[-1]) == {"answer": loaded.chat([{"role": "user", "content": parts}], max_new_tokens=5)}
 
 
 def test_evaluate(run: Run, adapter: Path, manifest: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ another pair, a missing, extra or misshapen tensor is an error that says which. 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from .errors import AdapterError
 if TYPE_CHECKING:
     from .model import SteerMoEForConditionalGeneration
 
-CONFIG, TENSORS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def fingerprint(name: str) -> dict[str, Any]:
@@ -30,11 +29,6 @@ def fingerprint(name: str) -> dict[str, Any]:
     from .pretrained import resolve, weights_digest
 
     return {"name": name, "weights": [weights_digest(resolve(name))]}
-
-
-def template_digest(tokenizer: Any) -> str | None:
-    template = getattr(tokenizer, "chat_template", None)
-    return hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None
 
 
 def library_version() -> str:
@@ -61,7 +55,7 @@ def describe(model: SteerMoEForConditionalGeneration, trained: dict[str, Any] | 
             "llm_width": model.llm.get_input_embeddings().weight.shape[1],
             "vocabulary": model.audio_token_id,
         },
-        "trained": trained or {},
+        "trained": trained if trained is not None else getattr(model, "trained", {}),
     }
 
 

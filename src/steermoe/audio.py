@@ -8,6 +8,7 @@ empty is refused with an AudioError that names the file and the fix.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ RATE = 16_000  # samples a second, of everything that leaves this module
 MAX_DURATION = 7200.0  # seconds
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64")
 RATES = (2_000, 768_000)  # what a header may claim, in Hz
+STREAM = 0x7FFF0000  # bytes: what a header that was never finished claims, or more
 BLOCK = 1 << 20  # frames read at a time
 QUIET = 0.05  # seconds: a cut is made in the middle of the quietest stretch of this length
 _UNREADABLE = "not audio that can be read (WAV, FLAC, MP3, Ogg Vorbis and Opus can); convert it to FLAC first"
@@ -139,9 +141,15 @@ def _opened(source: Any, name: str) -> Any:
             raise AudioError(f"{name}: empty (0 bytes); record or send it again")
         handle = io.BytesIO(source)
     try:
-        return soundfile.SoundFile(handle)
+        file = soundfile.SoundFile(handle)
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(f"{name}: {_UNREADABLE} [{_reason(error)}]") from None
+    # libsndfile shortens a WAV to what is there and tells only its log; a stream's header holds the largest number.
+    short = re.search(r"^\s*data : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
+    if short and int(short[2]) + 16 < int(short[1]) < STREAM:  # some writers count their padding
+        file.close()
+        raise AudioError(f"{name}: truncated, {short[2]} of the {short[1]} bytes its header says; copy it again")
+    return file
 
 
 def _reason(error: Exception) -> str:

@@ -209,7 +209,13 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
             readable.append(("-", sys.stdin.buffer.read()))
             total += 1
             continue
-        found = find_audio(Path(name)) if Path(name).is_dir() else [Path(name)]
+        try:
+            found = find_audio(Path(name)) if Path(name).is_dir() else [Path(name)]
+        except AudioError as error:  # a folder without audio
+            if len(arguments.audio) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            found, total = [], total + 1
         total += len(found)
         for path in found:
             try:
@@ -217,7 +223,7 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
                     decode(path, max_duration=arguments.max_duration)
                 readable.append((str(path), path))
             except AudioError as error:
-                if arguments.audio == [str(path)]:
+                if len(arguments.audio) == 1 and found == [path] and not Path(name).is_dir():
                     raise
                 print(f"error: {error}", file=sys.stderr)
     if not readable:

@@ -33,7 +33,7 @@ class SteerMoEConfig:
     scale: float = 0.1
     """First value of every layer scale (alpha of the paper)."""
     projector: Literal["lexical", "linear", "mlp"] = "lexical"
-    """How frames become embeddings: DESIGN in docs, `linear` is the paper's."""
+    """How frames become embeddings; `linear` is the paper's, `lexical` ours."""
     pooling: Literal["mean", "max", "stack"] = "mean"
     """How `linear` pools; `lexical` and `mlp` always stack."""
     kernel: int = 4
@@ -43,7 +43,7 @@ class SteerMoEConfig:
     blank_penalty: float = 0.0
     """Taken from the blank's score in the lexical read-out, so that fewer words are dropped."""
     readings: int = 32
-    """Readings of the lexical scores that the LLM weighs against each other when it transcribes; 1: the arg-max alone."""
+    """Readings of the lexical scores that the LLM weighs against each other; 1: the arg-max alone."""
     llm_weight: float = 0.4
     """What the LLM's log-probability of a reading counts beside the audio's."""
     token_bonus: float = 4.0

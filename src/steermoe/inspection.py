@@ -51,8 +51,8 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
     if out is not None and audio is None:
         raise UsageError(f"--out {out}: a picture needs an audio file to hear")
     ears = load(adapter)
-    if out is not None and ears.model.steering is None:
-        raise UsageError(f"--out {out}: {adapter} has no steering to picture")
+    if audio is not None and ears.model.steering is None:
+        raise UsageError(f"{audio}: {adapter} has no steering, so nothing routes what it hears; leave out the audio")
     counts = parameters(ears)
     trained = sum(n for name, n in counts.items() if not name.startswith("frozen"))
     lines = [f"{name:24}{count:>14,}" for name, count in counts.items()]
@@ -64,6 +64,9 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
     if samples is not None and ears.model.steering is not None:
         gates, _, _ = gates_of(ears, samples)
         value["routing"] = routing_statistics(gates)
+        value["seconds"], value["of"] = (round(min(s, len(samples) / RATE), 3) for s in (ears.model.frames.window, 1e9))
+        if value["seconds"] < value["of"]:
+            lines.append(f"routing of the first {value['seconds']:g} s of {value['of']:.1f} s, the encoder's window")
         routing = value["routing"]
         for layer, usage, entropy in zip(
             ears.model.steered_layers, routing["usage"], routing["entropy_fraction"], strict=True

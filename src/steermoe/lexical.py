@@ -150,7 +150,8 @@ class LexicalProjector(nn.Module):
         probabilities = logits.softmax(dim=-1)[:, :-1]  # without the blank
         means = torch.stack([probabilities[s:e].mean(dim=0) for s, e, _ in segments])  # (S, V)
         sharpened = (means.clamp_min(1e-12).log() / self.temperature).softmax(dim=-1)
-        return sharpened.to(self.table.dtype).matmul(self.table).to(self.nothing)
+        table = self.table.to(sharpened.device)
+        return sharpened.to(table.dtype).matmul(table).to(self.nothing)
 
     def ctc_loss(
         self,

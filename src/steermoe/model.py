@@ -71,6 +71,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.prompt_vectors = nn.Parameter(start)
         self.frames.requires_grad_(False)
         self.llm.requires_grad_(False)
+        self.trained: dict[str, Any] = {}  # how, for the adapter's config
         self.attached = attach(frames.layers, self.steering, layers) if self.steering is not None else None
         self.train(False)
 

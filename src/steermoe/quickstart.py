@@ -18,7 +18,8 @@ from .evaluation.scoring import score
 from .inference.ears import Ears, from_model, load, needed_models
 from .model import SteerMoEForConditionalGeneration
 from .pretrained import resolve
-from .training.loop import Trainer
+from .training.checkpoint import latest
+from .training.loop import Interrupted, Trainer
 from .training.recipe import Data, Rates, Recipe, Stage
 
 BATCH_SECONDS = 64.0
@@ -44,12 +45,20 @@ def quickstart(out: Path, minutes: float) -> None:
     names = ", ".join(f"{n} {p.numel():,}" for n, p in model.trainable().items() if p.numel() > 1000)
     _say(f"it trains {sum(p.numel() for p in model.trainable().values()):,} parameters: {names}; the rest is frozen")
     fresh = from_model(model, "fresh")
+    weighed, model.config.readings = model.config.readings, 1  # nothing has been learned that is worth weighing
     before = evaluate_ears(fresh, valid, "valid", heard=True, out=folder / "before")
+    model.config.readings = weighed
 
     _title(f"4. Training, about {minutes:g} minutes")
     recipe = _recipe(model, train, source, minutes, folder)
     trainer = Trainer(recipe, model, fresh.processor)
-    trainer.run(examples=train)
+    try:
+        trainer.run(examples=train)
+    except Interrupted as stopped:
+        checkpoint = latest(folder / "checkpoints")
+        raise Interrupted(
+            f"interrupted; the next quickstart trains anew, what this one has learned is the adapter {checkpoint}"
+        ) from stopped
 
     _title("5. What it hears now")
     after = evaluate_ears(fresh, valid, "valid", heard=True, out=folder / "after")

@@ -84,6 +84,26 @@ def test_long_audio_is_the_texts_of_its_windows(ears: Ears) -> None:
     assert ears.transcribe(clip, sampling_rate=16_000) == " ".join(text for text in texts if text)
 
 
+def test_chat_hears_long_audio_a_few_windows_at_a_time(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, sizes = speechlike(70.0), []
+    monkeypatch.setattr("steermoe.inference.ears.BATCH", 2)
+    real = ears._listen
+    monkeypatch.setattr(ears, "_listen", lambda i: sizes.append(len(i["input_features"])) or real(i))
+    parts = [{"type": "audio", "audio": a, "sampling_rate": 16_000} for a in (clip, clip[:16_000])]
+    few = ears.chat([{"role": "user", "content": parts}], max_new_tokens=5)
+    assert sizes == [2, 2]
+    monkeypatch.setattr("steermoe.inference.ears.BATCH", 8)
+    assert ears.chat([{"role": "user", "content": parts}], max_new_tokens=5) == few
+
+
+def test_a_transcript_may_repeat_whatever_the_llm_was_told(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = speechlike(2.0)
+    wanted = ears.transcribe(clip, sampling_rate=16_000, num_beams=1)
+    monkeypatch.setattr(ears.model.llm.generation_config, "repetition_penalty", 50.0)
+    assert ears.transcribe(clip, sampling_rate=16_000, num_beams=1) == wanted
+    assert ears.transcribe(clip, sampling_rate=16_000) == wanted
+
+
 def test_longer_than_the_limit_is_refused(ears: Ears) -> None:
     with pytest.raises(AudioError, match="max-duration"):
         ears.transcribe(speechlike(3.0), sampling_rate=16_000, max_duration=2.0)

@@ -27,7 +27,7 @@ from steermoe.model import SteerMoEForConditionalGeneration
 from steermoe.training import checkpoint as checkpoints
 from steermoe.training.checkpoint import latest, restore, save_checkpoint
 from steermoe.training.kept import Entered
-from steermoe.training.loop import Metrics, Trainer, batch_order, rate, training_set
+from steermoe.training.loop import Metrics, Trainer, batch_order, check_stage, rate, training_set
 from steermoe.training.objectives import Objectives, collate, groups
 from steermoe.training.recipe import Data, Recipe, Stage
 from steermoe.training.run import new_model, train
@@ -198,6 +198,7 @@ def test_a_run_leaves_its_recipe_metrics_and_two_checkpoints(recipe: Values, cap
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on CPUs only")
 def test_the_encoder_attends_as_before_when_training_ends(recipe: Values) -> None:
     made = build(Recipe, recipe)
     model = new_model(made)
@@ -214,6 +215,33 @@ def test_resume_refuses_another_recipe(recipe: Values) -> None:
         with pytest.raises(UsageError, match=f"began with {key}.*same recipe"):
             train(build(Recipe, {**recipe, key: value}), resume=True)
     train(build(Recipe, {**recipe, "log_every": 1, "checkpoint_every": 7}), resume=True)
+
+
+@pytest.mark.parametrize(("step", "stage", "fits"), [(0, 0, True), (3, 0, True), (4, 0, True), (5, 0, False),
+                                                     (4, 1, True), (3, 1, False), (8, 1, True), (8, 2, False)])  # fmt: skip
+def test_a_checkpoint_stays_in_its_stage(recipe: Values, step: int, stage: int, fits: bool) -> None:
+    made = build(Recipe, recipe)  # two stages of four steps
+    if fits:
+        check_stage(made, step, stage)
+    else:
+        with pytest.raises(UsageError, match=f"step {step}, in stages.{stage}: .* or more"):
+            check_stage(made, step, stage)
+
+
+def test_ce_asks_each_clip_its_own_question(ears: Ears) -> None:
+    stage = Stage(objectives={"ctc": 1.0, "ce": 1.0})
+    entered = (torch.zeros(2, 4, 32), torch.tensor([4, 4]))
+    batch = collate(ears.processor, entered, ["very", "well"], stage, 300, random.Random(0), [None, "the quick fox"])
+    said = [ears.processor.tokenizer.decode([i for i in row if i < 300]) for row in batch["input_ids"].tolist()]
+    assert ears.config.instruction in said[0] and "the quick fox" in said[1] and "the quick fox" not in said[0]
+
+
+def test_padded_clips_cost_the_window() -> None:
+    examples = [Example(str(i), Path(f"{i}.wav"), "x", duration=0.5) for i in range(40)]
+    recipe, stage = Recipe(), Stage(batch_seconds=60)
+    assert len(next(batch_order(examples, stage, recipe, 0, 0, 1))) == 40
+    recipe.model.pad_to_window = True
+    assert len(next(batch_order(examples, stage, recipe, 0, 0, 1))) == 2
 
 
 def test_validates_on_time(recipe: Values) -> None:

@@ -102,6 +102,7 @@ def make_shard(shard: int, recipe: str = RECIPE) -> Path:
 
 def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int = 2) -> list[Path]:
     """The shards asked for, or the first so many; made by ``workers`` processes where they are absent."""
+    from rich.console import Console
     from rich.progress import track
 
     numbers = range(shards) if isinstance(shards, int) else shards
@@ -112,8 +113,12 @@ def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int 
     if absent:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             jobs = [pool.submit(make_shard, shard, recipe) for shard in absent]
-            for job in track(as_completed(jobs), "speaking", total=len(absent)):
-                job.result()
+            try:
+                for job in track(as_completed(jobs), "speaking", total=len(absent), console=Console(stderr=True)):
+                    job.result()
+            except BaseException:  # Ctrl-C or an engine that is not there: the shards that wait are not begun
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return [make_shard(shard, recipe) for shard in numbers]
 
 

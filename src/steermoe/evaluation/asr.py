@@ -60,7 +60,7 @@ def evaluate_asr(
     same ``data``, ``adapter`` and ``fingerprint`` (a digest of the adapter's tensors, so that one trained anew
     under an old name is heard anew) are not computed again; the result is ``out/metrics.json`` too.
 
-    Returns DESIGN.md's ``evaluate --json`` value and beside it ``columns`` (rates of each), ``failures``,
+    Returns the value of ``evaluate --json`` and beside it ``columns`` (rates of each), ``failures``,
     ``undecodable`` and ``provenance``. ``rtfx`` is seconds of audio per second spent in ``transcribe``.
     Raises DataError for a set with no clip, with two clips of one id, or without a single word to score.
     """

@@ -75,7 +75,9 @@ class WhisperOwnDecoder:
         with torch.inference_mode():
             ids = self.model.generate(
                 features.to(self.model.device, self.model.dtype),
-                attention_mask=torch.ones(features.shape[0], features.shape[-1], dtype=torch.long),
+                attention_mask=torch.ones(
+                    features.shape[0], features.shape[-1], dtype=torch.long, device=self.model.device
+                ),
                 do_sample=False,
                 num_beams=1,
                 return_timestamps=False,

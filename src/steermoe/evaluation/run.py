@@ -56,7 +56,7 @@ def evaluate_ears(
             normalizer=normalizer,
             batch_size=batch_size,
             out=out,
-            baseline=WhisperOwnDecoder(ears.config.encoder) if baseline else None,
+            baseline=WhisperOwnDecoder(ears.config.encoder, device=str(ears.model.device)) if baseline else None,
             columns={"heard": read} if heard else None,
             data=data,
             adapter=name,

@@ -19,11 +19,16 @@ CHUNK = 16  # drafted tokens checked in one pass: enough to pay, few enough not 
 
 
 def full_attention(llm: Any) -> bool:
-    """Whether greedy text is plain arg-max, the cache can be cut back and a mask says who attends to whom."""
-    config, told = llm.config.get_text_config(), llm.generation_config
+    """Whether a mask alone says who attends to whom, and the cache can be cut back."""
+    config = llm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    plain = (getattr(told, "repetition_penalty", None) or 1.0) == 1.0 and not getattr(told, "suppress_tokens", None)
-    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None) and plain
+    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return kinds == {"full_attention"} and not sliding
+
+
+def can_draft(llm: Any) -> bool:
+    """Whether the LLM's greedy text is plain arg-max over what it can be shown at once."""
+    return full_attention(llm) and not getattr(llm.generation_config, "suppress_tokens", None)
 
 
 def realign(draft: list[int], at: int, token: int) -> list[int]:

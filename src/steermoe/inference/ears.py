@@ -16,11 +16,12 @@ from ..errors import AdapterError, UsageError
 from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
-from .decoding import full_attention, greedy
+from .decoding import can_draft, full_attention, greedy
 from .readings import best_reading
 
 SHIPPED = Path(__file__).parent.parent / "adapters"
 DEFAULT = "tiny"
+BATCH = 8  # windows that are heard at once
 
 
 def shipped() -> list[str]:
@@ -76,7 +77,7 @@ class Ears:
         *,
         sampling_rate: int | None = None,
         instruction: str | None = None,
-        batch_size: int = 8,
+        batch_size: int = BATCH,
         max_duration: float = 7200.0,
         **generate: Any,
     ) -> str | list[str]:
@@ -106,7 +107,7 @@ class Ears:
         # limit, so that no text depends on what else is in the batch.
         limits = [int(8 + 1.5 * len(audio)) for audio in audios]
         vectors = self.config.prompt_vectors > 0
-        if drafts is not None and not generate and full_attention(self.model.llm):
+        if drafts is not None and not generate and can_draft(self.model.llm):
             rows = zip(prompts, audios, drafts, limits, strict=True)
             return [self._check(*row, vectors) if row[2] else "" for row in rows]
         spoken = [i for i in range(len(clips)) if drafts is None or drafts[i]]
@@ -132,7 +133,8 @@ class Ears:
         if heard.tokens is None or heard.scores is None or heard.score_lengths is None:
             return audios, None
         tokens = list(heard.tokens)
-        if isinstance(projector, LexicalProjector) and config.readings > 1 and full_attention(model.llm):
+        arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
+        if isinstance(projector, LexicalProjector) and not arg_max and full_attention(model.llm):
             context = self.processor.before_speech()
             for i, (scores, n) in enumerate(zip(heard.scores, heard.score_lengths.tolist(), strict=True)):
                 if not tokens[i]:
@@ -166,31 +168,31 @@ class Ears:
     ) -> str:
         """The LLM's answer to messages with any number of audio parts at any place (see SteerMoEProcessor.chat)."""
         prompt = self.processor.chat(messages, tools)
-        audios = []
-        if prompt.audios:
-            inputs = self._on_device(self.processor.features(prompt.audios))
-            rows = iter(self._listen(inputs)[0])
-            audios = [torch.cat([next(rows) for _ in range(count)]) for count in inputs["audio_windows"].tolist()]
+        pieces = [windows(audio, self.model.frames.window) for audio in prompt.audios]
+        flat, heard = [piece for cut in pieces for piece in cut], []
+        for start in range(0, len(flat), BATCH):
+            heard += self._listen(self._on_device(self.processor.features(flat[start : start + BATCH])))[0]
+        rows = iter(heard)
+        audios = [torch.cat([next(rows) for _ in cut]) for cut in pieces]
         return self._write([prompt], audios, max_new_tokens=max_new_tokens, **generate)[0]
 
     @torch.inference_mode()
-    def hear(self, audio: Any, *, sampling_rate: int | None = None, batch_size: int = 8) -> str | list[str]:
+    def hear(self, audio: Any, *, sampling_rate: int | None = None, batch_size: int = BATCH) -> str | list[str]:
         """The lexical projector's own CTC arg-max text, no LLM involved. Raises UsageError for another projector."""
         projector = self.model.projector
         if not isinstance(projector, LexicalProjector):
             raise UsageError(f"hear() reads a lexical projector; this adapter has projector: {self.config.projector}")
         sources, many = _as_list(audio)
         clips = [decode(s, sampling_rate=sampling_rate) for s in sources]
-        texts = []
-        for start in range(0, len(clips), batch_size):
-            inputs = self._on_device(self.processor.features(clips[start : start + batch_size]))
-            frames = self.model.encode(inputs["input_features"], inputs["feature_lengths"])
-            logits, lengths = projector.scores(*frames)
-            rows = [projector.token_ids(row[:n]) for row, n in zip(logits, lengths.tolist(), strict=True)]
-            queue = iter(rows)
-            for count in inputs["audio_windows"].tolist():
-                ids = [token for _ in range(count) for token in next(queue)]
-                texts.append(self.processor.tokenizer.decode(ids).strip())
+        pieces = [windows(clip, self.model.frames.window) for clip in clips]
+        flat, rows = [piece for cut in pieces for piece in cut], []
+        for start in range(0, len(flat), batch_size):
+            inputs = self._on_device(self.processor.features(flat[start : start + batch_size]))
+            logits, lengths = projector.scores(*self.model.encode(inputs["input_features"], inputs["feature_lengths"]))
+            rows += [projector.token_ids(row[:n]) for row, n in zip(logits, lengths.tolist(), strict=True)]
+        queue = iter(rows)
+        heard = [[token for _ in cut for token in next(queue)] for cut in pieces]
+        texts = [self.processor.tokenizer.decode(ids).strip() for ids in heard]
         return texts if many else texts[0]
 
     def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -206,7 +208,13 @@ class Ears:
         """
         tokenizer = self.processor.tokenizer
         inputs = self._on_device(self.processor.ids(prompts))
-        known = {"do_sample": False, "pad_token_id": self.processor.pad_id, "eos_token_id": sorted(self._ends())}
+        # Some LLMs are told to avoid what was said before: a transcript must repeat what was repeated.
+        known = {
+            "do_sample": False,
+            "repetition_penalty": 1.0,
+            "pad_token_id": self.processor.pad_id,
+            "eos_token_id": sorted(self._ends()),
+        }
         options = {**known, **options}
         if audios:
             new = self.model.generate(**inputs, audios=audios, **options)
@@ -253,6 +261,6 @@ def load(
     model = SteerMoEForConditionalGeneration.from_pair(
         config.encoder, config.llm, device=device, dtype=dtype, **settings
     )
-    model.pair_fingerprint = content["pair"]
+    model.pair_fingerprint, model.trained = content["pair"], content.get("trained") or {}
     adapters.load_tensors(model, folder)
     return from_model(model, str(adapter))

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..audio import RATE
 from ..data import Example
 from ..errors import DataError
 from ..model import SteerMoEForConditionalGeneration
@@ -91,9 +92,10 @@ class Entered:
     def _enter(self, clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         inputs, device = self.processor.features(clips, MULTIPLE), self.model.device
         if int(inputs["audio_windows"].max()) > 1:
-            window = self.processor.frames.window
+            window, longest = self.processor.frames.window, max(map(len, clips)) / RATE
             raise DataError(
-                f"a training clip is longer than the encoder's window: set data.max_clip_seconds={window:g}"
+                f"a training clip of {longest:.1f} s is longer than the encoder's window of {window:g} s: its manifest "
+                f"states another duration, or data.max_clip_seconds is more than {window:g}"
             )
         return self.model.enter(inputs["input_features"].to(device), inputs["feature_lengths"].to(device))
 

@@ -83,6 +83,19 @@ def check_same(path: Path, recipe: Recipe) -> None:
             )
 
 
+def check_stage(recipe: Recipe, step: int, stage: int) -> None:
+    """The checkpoint of ``step`` was made in ``stage``, counted from 0: so must it be under the recipe's numbers of steps.
+
+    Raises UsageError, which says how many steps the stage may have.
+    """
+    before = sum(s.steps for s in recipe.stages[:stage])
+    if stage >= len(recipe.stages) or not before <= step <= before + recipe.stages[stage].steps:
+        raise UsageError(
+            f"the newest checkpoint is of step {step}, in stages.{stage}: the stages before it must keep their numbers "
+            f"of steps, and it needs {max(1, step - before)} or more"
+        )
+
+
 def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of everything in nested dicts and lists."""
     if not isinstance(value, (dict, list)):
@@ -97,6 +110,8 @@ def batch_order(
 ) -> Iterator[list[int]]:
     """Indices of this rank's batches from step ``skip`` of the stage on, epoch after epoch."""
     durations = durations_of(examples)
+    if recipe.model.pad_to_window:  # what a clip costs is the window, whatever its own length
+        durations = [max(recipe.data.max_clip_seconds, *durations)] * len(durations)
     epoch, position = 0, 0
     while True:
         batches = by_duration(durations, stage.batch_seconds, seed=recipe.seed, epoch=epoch)
@@ -146,7 +161,9 @@ class Trainer:
             _say(f"{self.out} holds no checkpoint: starting anew")
         if checkpoint:
             check_same(self.out / "recipe.json", self.recipe)
-        start = json.loads((checkpoint / "state.json").read_text())["step"] if checkpoint else 0
+        state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else {"step": 0, "stage": 0}
+        start: int = state["step"]
+        check_stage(self.recipe, start, state["stage"])
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))
         examples = training_set(self.recipe, examples)
@@ -172,7 +189,8 @@ class Trainer:
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
         if self.accelerator.is_main_process:
-            self.model.save_adapter(self.out / "adapter", trained={"recipe": asdict(self.recipe), "step": first})
+            self.model.trained = {"recipe": asdict(self.recipe), "step": first}
+            self.model.save_adapter(self.out / "adapter", trained=self.model.trained)
             shutil.rmtree(self.out / "kept", ignore_errors=True)
         return self.out / "adapter"
 
@@ -255,7 +273,9 @@ class Trainer:
         texts, batch, device = [e.text for e in chosen], {}, self.accelerator.device
         if entered is not None:
             vocabulary = self.model.audio_token_id
-            batch = collate(self.processor, entered(chosen, clips), texts, stage, vocabulary, rng)
+            batch = collate(
+                self.processor, entered(chosen, clips), texts, stage, vocabulary, rng, [e.prompt for e in chosen]
+            )
         if "copy" in stage.objectives:
             batch["copy"] = copies(self.model, self.processor, texts, rng)
         from accelerate.utils import send_to_device

@@ -60,14 +60,20 @@ def collate(
     stage: Stage,
     vocabulary: int,
     rng: random.Random,
+    asked: Sequence[str | None] | None = None,
 ) -> dict[str, Any]:
-    """What entered the first steered layer, and the transcripts, as one batch for ``Objectives``."""
+    """What entered the first steered layer, and the transcripts, as one batch for ``Objectives``.
+
+    ``asked`` is what ``ce`` asks of each clip; the config's instruction where it is None.
+    """
     batch: dict[str, Any] = {"entered": entered, "targets": [processor.tokens(text) for text in texts]}
     if 0 < stage.negatives < vocabulary:
         batch["negatives"] = torch.tensor(rng.sample(range(vocabulary), stage.negatives))
     if "ce" in stage.objectives:
-        asked = processor.transcription(np.zeros(1, np.float32)).ids  # the same for every clip
-        prompts = [processor.answered(Prompt(asked), text) for text in texts]
+        ids = {prompt: processor.transcription(np.zeros(1, np.float32), prompt).ids for prompt in asked or [None]}
+        prompts = [
+            processor.answered(Prompt(ids[p]), t) for p, t in zip(asked or [None] * len(texts), texts, strict=True)
+        ]
         batch |= processor.ids(prompts)
         batch["audio_windows"] = torch.ones(len(texts), dtype=torch.long)
     return batch

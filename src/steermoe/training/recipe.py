@@ -86,7 +86,7 @@ class Data:
     max_clip_seconds: float = 30.0
     """Longer clips are left out, and counted."""
     augment: bool = False
-    """Noise, band limits and gain, drawn per clip and step."""
+    """Speed, microphone, room, band limits, noise and gain, drawn per clip and step."""
 
     def __post_init__(self) -> None:
         for name in ("valid_clips", "min_words"):

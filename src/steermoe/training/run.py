@@ -15,7 +15,8 @@ from ..data import load_source
 from ..evaluation.scoring import score
 from ..inference.ears import Ears, from_model
 from ..model import SteerMoEForConditionalGeneration
-from ..pretrained import load_tokenizer
+from ..pretrained import auto_dtype, load_tokenizer
+from .checkpoint import latest
 from .loop import Trainer
 from .recipe import Recipe
 
@@ -24,7 +25,8 @@ def new_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
     """The recipe's pair with a fresh adapter, drawn from its seed."""
     settings = {k: v for k, v in vars(recipe.model).items() if k not in ("encoder", "llm")}
     torch.manual_seed(recipe.seed)
-    model = SteerMoEForConditionalGeneration.from_pair(recipe.model.encoder, recipe.model.llm, **settings)
+    dtype = auto_dtype("cuda" if torch.cuda.is_available() else "cpu")  # where accelerate will put it
+    model = SteerMoEForConditionalGeneration.from_pair(recipe.model.encoder, recipe.model.llm, dtype=dtype, **settings)
     if recipe.model.prompt_vectors and recipe.model.instruction:
         start_from_words(
             model, load_tokenizer(recipe.model.llm).encode(recipe.model.instruction, add_special_tokens=False)
@@ -75,11 +77,11 @@ def train(recipe: Recipe, resume: bool = False, init_from: str | None = None) ->
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     model = new_model(recipe)
-    if recipe.init_from is not None:
+    if recipe.init_from is not None and not (resume and latest(Path(recipe.out) / "checkpoints")):
         from ..adapter import start_from
         from ..inference.ears import find_adapter
 
-        new = start_from(model, find_adapter(recipe.init_from))  # what a checkpoint then replaces
+        new = start_from(model, find_adapter(recipe.init_from))
         if new:
             print(f"{recipe.init_from} has no {', '.join(new)} of this shape: they start anew", file=sys.stderr)
     ears = from_model(model, recipe.out)
