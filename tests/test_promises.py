@@ -55,7 +55,10 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def digests(*modules: nn.Module) -> list[tuple[str, str]]:
     """Of every parameter and every buffer, also those that no state dict holds."""
     tensors = [(n, t) for m in modules for n, t in [*m.named_parameters(), *m.named_buffers()]]
-    return [(n, hashlib.sha256(t.detach().contiguous().view(-1).numpy().tobytes()).hexdigest()) for n, t in tensors]
+    return [
+        (n, hashlib.sha256(t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest())
+        for n, t in tensors
+    ]
 
 
 # 1. Frozen means frozen.
@@ -391,7 +394,7 @@ def test_promise_7_training_never_cuts_a_clip(recipe: Values, tmp_path: Path, sp
     train(recipe)
     assert "12 clips" in (said := capsys.readouterr().err) and "left out 1 (too long" in said
     recipe["data"] |= {"train": [str(tmp_path / "long.jsonl")], "max_clip_seconds": 40}
-    with pytest.raises(DataError, match="longer than the encoder's window: set data"):
+    with pytest.raises(DataError, match="30.5 s is longer than the encoder's window of 30 s"):
         train({**recipe, "out": str(tmp_path / "other")})
 
 
