@@ -48,6 +48,8 @@ class SteerMoEConfig:
     """What the LLM's log-probability of a reading counts beside the audio's."""
     token_bonus: float = 4.0
     """Added to the LLM's log-probability a token, or it would favour short readings."""
+    llm_margin: float = 8.0
+    """A word that was read stands unless the LLM finds another more than e^this times as likely; 0: plain greedy."""
     context: int = 0
     """Pooled frames on each side that a hidden convolution of the lexical projector also sees; 0: none."""
     hidden: int = 512
@@ -71,7 +73,7 @@ class SteerMoEConfig:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.piece_seconds is not None and self.piece_seconds < 1:
             raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
-        for name in ("temperature", "prompt_vectors", "context", "llm_weight"):
+        for name in ("temperature", "prompt_vectors", "context", "llm_weight", "llm_margin"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: cannot be negative")
         if self.pool_before_norm and self.projector != "linear":

@@ -40,6 +40,7 @@ def test_no_word_heard_is_no_text(make: Callable[..., Ears]) -> None:
 
 
 def test_some_silent_some_not_keep_their_places(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ears.config, "llm_margin", 0.0)  # plain greedy, as generate writes
     clips = [speechlike(1.0, 1), speechlike(1.2, 2), speechlike(0.8, 3)]
     expected = [ears.transcribe(clip, sampling_rate=16_000) for clip in clips]
     real = ears.model.project
@@ -74,6 +75,25 @@ def test_a_draft_never_changes_the_text(ears: Ears, seed: int, monkeypatch: pyte
             assert len(passes) < len(wanted)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_with_a_margin_the_draft_stands_unless_clearly_unlikely(ears: Ears, seed: int) -> None:
+    llm, ends = ears.model.llm, ears._ends()
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.randn(9, 48, generator=generator)
+    draft = torch.randint(5, 250, (20,), generator=generator).tolist()
+    assert greedy(llm, prompt, draft, ends, 40, margin=1e6) == draft  # nothing is that unlikely: read, then end
+    assert greedy(llm, prompt, draft, ends, 7, margin=1e6) == draft[:7]
+    assert greedy(llm, prompt, draft, ends, 40, margin=0.0) == greedy(llm, prompt, [], ends, 40)
+    table = llm.get_input_embeddings()(torch.tensor([draft]))
+    logits = llm(inputs_embeds=torch.cat([prompt[None], table], dim=1)).logits[0, 8:-1]
+    short = (logits.max(dim=-1).values - logits[range(20), draft]).tolist()  # what each drafted token lacks
+    margin = sorted(short)[10] + 1e-4
+    first = next(i for i, lacks in enumerate(short) if lacks > margin)
+    written = greedy(llm, prompt, draft, ends, 40, margin=margin)
+    assert written[:first] == draft[:first]
+    assert written[first : first + 1] != draft[first : first + 1]  # the LLM's own token, or the end
+
+
 def test_long_audio_is_the_texts_of_its_windows(ears: Ears) -> None:
     from steermoe.audio import windows
 
@@ -97,6 +117,7 @@ def test_chat_hears_long_audio_a_few_windows_at_a_time(ears: Ears, monkeypatch: 
 
 
 def test_a_transcript_may_repeat_whatever_the_llm_was_told(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ears.config, "llm_margin", 0.0)  # plain greedy, as generate writes
     clip = speechlike(2.0)
     wanted = ears.transcribe(clip, sampling_rate=16_000, num_beams=1)
     monkeypatch.setattr(ears.model.llm.generation_config, "repetition_penalty", 50.0)

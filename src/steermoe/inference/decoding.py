@@ -5,6 +5,9 @@ one pass tells what it would have written after every drafted token; as long as 
 its own, and where they first differ its token is taken and the draft is picked up behind it. The result is
 the LLM's greedy text, in a few passes instead of one a token (Leviathan et al., 2023, with CTC as the
 draft model).
+
+With a margin the draft counts for something: it was chosen by sound and LLM together, and a small LLM that is
+asked to repeat it also loops, answers or runs on. Then only a clear objection changes a word.
 """
 
 from __future__ import annotations
@@ -41,10 +44,13 @@ def realign(draft: list[int], at: int, token: int) -> list[int]:
 
 
 @torch.inference_mode()
-def greedy(llm: Any, prompt: Tensor, draft: list[int], ends: Collection[int], limit: int) -> list[int]:
+def greedy(
+    llm: Any, prompt: Tensor, draft: list[int], ends: Collection[int], limit: int, margin: float = 0.0
+) -> list[int]:
     """The LLM's greedy tokens after ``prompt`` (S, D_llm), at most ``limit``, without the end token.
 
-    ``draft`` are token ids it will probably write; ``ends`` the ids that end a turn.
+    ``draft`` are token ids it will probably write; ``ends`` the ids that end a turn. A drafted token stands, and
+    the text ends behind the draft, unless the LLM finds another token more than e^``margin`` times as likely.
     """
     embedding = llm.get_input_embeddings()
     written: list[int] = []
@@ -56,8 +62,14 @@ def greedy(llm: Any, prompt: Tensor, draft: list[int], ends: Collection[int], li
             fed = torch.cat([fed, embedding(ids).to(fed)], dim=1)
         out = llm(inputs_embeds=fed, past_key_values=cache, use_cache=True, logits_to_keep=len(chunk) + 1)
         cache = out.past_key_values
-        said = out.logits[0].argmax(dim=-1).tolist()  # said[i]: after i drafted tokens
+        logits = out.logits[0].float()
+        best, said = (x.tolist() for x in logits.max(dim=-1))  # after i drafted tokens
+        for i, token in enumerate(draft[: len(said)]):  # the last one follows the chunk
+            if logits[i, token] >= best[i] - margin:
+                said[i] = token
         agreed = next((i for i, token in enumerate(chunk) if said[i] != token), len(chunk))
+        if agreed == len(draft) and margin and max(logits[agreed, end] for end in ends) >= best[agreed] - margin:
+            return [*written, *chunk]
         for token in [*chunk[:agreed], said[agreed]]:
             if token in ends:
                 return written

@@ -147,10 +147,10 @@ class Ears:
         return audios, tokens
 
     def _check(self, prompt: Prompt, audio: torch.Tensor, draft: list[int], limit: int, vectors: bool) -> str:
-        """The LLM's greedy transcript, drafted by what the projector read."""
+        """The LLM's transcript, drafted by what was read (see ``decoding.greedy`` for who prevails)."""
         ids = self._on_device(self.processor.ids([prompt]))
         embeds, _, _ = self.model.splice(ids["input_ids"], ids["attention_mask"], [audio], with_prompt=vectors)
-        written = greedy(self.model.llm, embeds[0], draft, self._ends(), limit)
+        written = greedy(self.model.llm, embeds[0], draft, self._ends(), limit, self.config.llm_margin)
         return self.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
 
     def _ends(self) -> set[int]:
