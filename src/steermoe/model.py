@@ -59,16 +59,18 @@ class SteerMoEForConditionalGeneration(nn.Module):
         if config.projector == "lexical":
             lexicon = table if scale == 1.0 else table.detach() * scale
             self.projector = LexicalProjector(
-                frames.width, lexicon, config.kernel, config.temperature, config.blank_penalty,
+                frames.out_width, lexicon, config.kernel, config.temperature, config.blank_penalty,
                 config.context, config.hidden,
             )  # fmt: skip
         elif config.projector == "mlp":
-            self.projector = MLPProjector(frames.width, llm_width, config.kernel)
+            self.projector = MLPProjector(frames.out_width, llm_width, config.kernel)
         else:
-            self.projector = LinearProjector(frames.width, llm_width, config.kernel, config.pooling)
+            self.projector = LinearProjector(frames.out_width, llm_width, config.kernel, config.pooling)
         # Drawn from the table's own rows: vectors of a length the LLM is used to.
         start = table[torch.randint(len(table), (config.prompt_vectors,))].detach().float() * scale
         self.prompt_vectors = nn.Parameter(start)
+        if config.pool_before_norm and frames.final_norm is None:
+            raise UsageError(f"pool_before_norm: {config.encoder} has no final LayerNorm that could follow the pooling")
         self.frames.requires_grad_(False)
         self.llm.requires_grad_(False)
         self.trained: dict[str, Any] = {}  # how, for the adapter's config
@@ -84,7 +86,12 @@ class SteerMoEForConditionalGeneration(nn.Module):
 
         dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
-        frames = wrap(load_encoder(encoder, dtype), load_feature_extractor(encoder), settings.pad_to_window)
+        frames = wrap(
+            load_encoder(encoder, dtype),
+            load_feature_extractor(encoder),
+            settings.encoder_layers,
+            settings.pad_to_window,
+        )
         return cls(settings, frames, load_llm(llm, dtype)).to(device)
 
     def train(self, mode: bool = True) -> SteerMoEForConditionalGeneration:
@@ -129,22 +136,26 @@ class SteerMoEForConditionalGeneration(nn.Module):
         return self.first_steered if learns else len(self.frames.layers)
 
     def enter(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel (B, mels, T), (B,) -> what enters the first learning layer (B, T', D) and lengths (B,): no graph."""
+        """Input features and their lengths (B,) -> what enters the first learning layer, and its lengths: no graph."""
         with torch.no_grad():
-            h, lengths = self.frames.stem(features, lengths)
-            return self.frames.run(h, lengths, 0, self.first_learning), lengths
+            return self.frames.enter(features, lengths, self.first_learning)
 
-    def leave(self, h: Tensor, lengths: Tensor) -> Tensor:
-        """From ``enter`` to the steered frames (B, T', D), final LayerNorm included (unless pooling comes before it)."""
-        h = self.frames.run(h, lengths, self.first_learning)
+    def leave(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """From ``enter`` to the steered frames (B, T', D) and their lengths, final LayerNorm included (unless pooling
+        comes before it)."""
+        h, lengths = self.frames.leave(x, lengths, self.first_learning)
         if not self.config.pool_before_norm and self.frames.final_norm is not None:
             h = self.frames.final_norm(h)
-        return h
+        return h, lengths
+
+    @property
+    def enters_once(self) -> bool:
+        """Whether what enters the first learning layer is worth keeping: it has passed the frozen layers below."""
+        return self.frames.divisible or self.first_learning == len(self.frames.layers)
 
     def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mel (B, mels, T) and frame counts (B,) -> steered frames (B, T', D), lengths (B,)."""
-        h, lengths = self.enter(features, lengths)
-        return self.leave(h, lengths), lengths
+        return self.leave(*self.enter(features, lengths))
 
     def project(self, h: Tensor, lengths: Tensor) -> Projected:
         """Frames (B, T', D) of ``encode`` -> audio tokens (B, S, D_llm)."""

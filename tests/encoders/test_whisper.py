@@ -106,13 +106,13 @@ def test_layers_are_found(frames: WhisperFrames) -> None:
         find_layers(nn.Linear(2, 2))
 
 
-def test_other_families_are_refused(pair: Any) -> None:
+def test_padding_to_a_window_is_whispers_alone() -> None:
     class Other:
         class config:
             model_type = "wave2vec3"
 
-    with pytest.raises(UsageError, match="'wave2vec3' cannot be steered yet; these can: whisper"):
-        wrap(Other(), None)
+    with pytest.raises(UsageError, match="pad_to_window is Whisper's; 'wave2vec3' takes its input as"):
+        wrap(Other(), None, pad_to_window=True)
 
 
 class Block(nn.Module):

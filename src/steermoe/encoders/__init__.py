@@ -1,23 +1,26 @@
-"""Audio encoders behind one contract (see whisper.WhisperFrames); one small file a family."""
+"""Audio encoders behind one contract (frames.EncoderFrames); a family that needs more is one small file."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from ..errors import UsageError
 
 
-def wrap(encoder: Any, extractor: Any, pad_to_window: bool = False) -> nn.Module:
-    """The family's front for a loaded encoder and its feature extractor.
+def wrap(encoder: Any, extractor: Any, layers: str | None = None, pad_to_window: bool = False) -> Any:
+    """The front for a loaded encoder and its feature extractor; ``layers`` is a dotted path to its layers.
 
-    Raises UsageError for a family that has none yet.
+    Raises UsageError for an encoder that cannot be steered.
     """
+    from .frames import EncoderFrames
     from .whisper import WhisperFrames
 
-    families = {"whisper": WhisperFrames}
     kind = encoder.config.model_type
-    if kind not in families:
-        raise UsageError(f"encoder family {kind!r} cannot be steered yet; these can: {', '.join(families)}")
-    return families[kind](encoder, extractor, pad_to_window)
+    if kind == "whisper":
+        return WhisperFrames(encoder, extractor, layers, pad_to_window)
+    if pad_to_window:
+        raise UsageError(f"pad_to_window is Whisper's; {kind!r} takes its input as its extractor makes it")
+    return FAMILIES.get(kind, EncoderFrames)(encoder, extractor, layers)
+
+
+FAMILIES: dict[str, Any] = {}  # model_type -> a subclass of EncoderFrames, for what the probe cannot find out

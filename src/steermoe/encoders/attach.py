@@ -12,11 +12,15 @@ from torch.utils.hooks import RemovableHandle
 Steer = Callable[[Tensor, int], Tensor]
 
 
+def hidden(output: Any) -> Tensor:
+    """A layer's hidden state; some return a tuple that begins with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def _hook(steer: Steer, layer: int, module: nn.Module, args: Any, output: Any) -> Any:
-    """Steers a layer's output; some layers return a tuple whose first item is the hidden state."""
-    if isinstance(output, tuple):
-        return (steer(output[0], layer), *output[1:])
-    return steer(output, layer)
+    """Steers a layer's output and leaves whatever else it returns."""
+    steered = steer(hidden(output), layer)
+    return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
 
 class Attached:

@@ -19,17 +19,22 @@ from .discover import find_layers
 
 
 class WhisperFrames(nn.Module):
-    """Contract of every encoder here: ``features``, ``stem``, ``run``, ``forward``, ``layers``, ``width``, ``window``, ``final_norm``.
+    """``encoder`` is a transformers WhisperEncoder, ``extractor`` its WhisperFeatureExtractor; see EncoderFrames.
 
-    ``encoder`` is a transformers WhisperEncoder, ``extractor`` its WhisperFeatureExtractor.
+    The one family whose forward is replaced, and so the one that can be entered between its layers.
     """
 
-    def __init__(self, encoder: nn.Module, extractor: Any, pad_to_window: bool = False) -> None:
+    divisible = True
+
+    def __init__(
+        self, encoder: nn.Module, extractor: Any, layers: str | None = None, pad_to_window: bool = False
+    ) -> None:
         super().__init__()
         self.encoder: Any = encoder
         self.extractor, self.pad_to_window = extractor, pad_to_window
-        self.layers = find_layers(encoder, "layers")
+        self.layers = find_layers(encoder, layers or "layers")
         self.width: int = encoder.config.d_model  # type: ignore[union-attr,assignment]
+        self.out_width = self.width
         self.sampling_rate: int = extractor.sampling_rate
         self.window: float = 2 * encoder.config.max_source_positions * extractor.hop_length / self.sampling_rate  # type: ignore[union-attr,operator]
 
@@ -81,10 +86,18 @@ class WhisperFrames(nn.Module):
             h = h[0] if isinstance(h, tuple) else h
         return h
 
+    def enter(self, features: Tensor, lengths: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """(B, mels, T), (B,) -> what enters layer ``first`` (B, T', D) and lengths (B,)."""
+        h, lengths = self.stem(features, lengths)
+        return self.run(h, lengths, 0, first), lengths
+
+    def leave(self, x: Tensor, lengths: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """From layer ``first`` on: hidden states before the final LayerNorm (B, T', D)."""
+        return self.run(x, lengths, first), lengths
+
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, mels, T), (B,) -> hidden states before the final LayerNorm (B, T', D) and their lengths (B,)."""
-        h, lengths = self.stem(features, lengths)
-        return self.run(h, lengths), lengths
+        return self.enter(features, lengths, len(self.layers))
 
     @property
     def final_norm(self) -> nn.Module:

@@ -42,10 +42,10 @@ class Entered:
         folder: Path | None = None,
         note: str = "",
     ) -> None:
-        self.model, self.processor, self.keep = model, processor, keep
+        self.model, self.processor, self.keep = model, processor, keep and model.enters_once
         self.kept: dict[str, Tensor] = {}
         self._new: dict[str, Tensor] = {}
-        self._folder = folder / _fingerprint(model, note) if keep and folder else None
+        self._folder = folder / _fingerprint(model, note) if self.keep and folder else None
         if self._folder and self._folder.is_dir():
             for path in sorted(self._folder.glob("*.safetensors")):
                 self._read(path)

@@ -244,7 +244,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done = first + step + 1
-            seconds = float(batch["entered"][1].sum()) / self.processor.frames.rate if not deaf else 0.0
+            seconds = 0.0 if deaf else sum(examples[i].duration or 0.0 for i in loaded.indices)
             row = {"step": done, "stage": number, **{name: round(float(v.detach()), 5) for name, v in losses.items()}}
             row |= {"grad_norm": round(float(norm), 4), "audio_seconds": round(seconds, 1)}
             row |= {f"lr_{g['name']}": g["lr"] for g in optimizer.param_groups}

@@ -36,7 +36,7 @@ class Objectives(nn.Module):
             losses["copy"] = model(**batch["copy"], with_prompt=True).loss
         if "entered" in batch:
             h, lengths = batch["entered"]
-            h = model.leave(h, lengths)
+            h, lengths = model.leave(h, lengths)
         if "ctc" in self.weights:
             projector: Any = model.projector
             losses["ctc"] = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
