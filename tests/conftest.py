@@ -109,6 +109,11 @@ def livened(model: SteerMoEForConditionalGeneration, seed: int = 0) -> SteerMoEF
 
 
 @pytest.fixture(scope="session")
+def liven() -> Callable[..., SteerMoEForConditionalGeneration]:
+    return livened
+
+
+@pytest.fixture(scope="session")
 def make(pair: Pair) -> Callable[..., Ears]:
     """``make(**config) -> Ears`` of the tiny pair, with a livened adapter; ``fresh=True`` leaves it untrained."""
 

@@ -103,6 +103,8 @@ def test_templates_that_cannot_carry_audio(processor: SteerMoEProcessor, speech:
     audio = user(part(speech(0.3)))
     with pytest.raises(UsageError, match="dropped or repeated"):
         processor.chat(audio, chat_template="{% for m in messages %}{{ m['role'] }}{% endfor %}")
+    with pytest.raises(UsageError, match=r"refuses these messages: roles must alternate"):
+        processor.chat(audio, chat_template="{{ raise_exception('roles must alternate') }}")
     own, processor.tokenizer.chat_template = processor.tokenizer.chat_template, None
     try:
         with pytest.raises(UsageError, match="no chat template; use prompt_mode: raw"):

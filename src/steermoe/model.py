@@ -188,9 +188,10 @@ class SteerMoEForConditionalGeneration(nn.Module):
         """Replace each placeholder by its audio tokens; left-pad.
 
         Returns embeddings (B, S, D_llm), mask (B, S) and labels (B, S). Raises ValueError when the number of
-        placeholders is not the number of audios.
+        placeholders is not the number of audios, UsageError for a prompt longer than the LLM's positions.
         """
         embedding = self.llm.get_input_embeddings()
+        most = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
         placeholders = int((input_ids == self.audio_token_id).sum())
         if placeholders != len(audios):
             raise ValueError(f"the prompts have {placeholders} audio placeholders, but {len(audios)} audios came")
@@ -215,6 +216,10 @@ class SteerMoEForConditionalGeneration(nn.Module):
             rows.append(torch.cat(parts))
             marks.append(torch.cat(part_labels))
         longest = max(map(len, rows))
+        if most is not None and longest > most:
+            raise UsageError(
+                f"a prompt of {longest} tokens with its audio is longer than {self.config.llm} takes ({most}): give less audio"
+            )
         embeds = torch.stack([F.pad(r, (0, 0, longest - len(r), 0)) for r in rows])
         out_labels = torch.stack([F.pad(m, (longest - len(m), 0), value=IGNORED) for m in marks])
         lengths = torch.tensor([len(r) for r in rows], device=embeds.device)

@@ -8,6 +8,7 @@ writes can never become a placeholder.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,10 @@ from .audio import decode, windows
 from .config import SteerMoEConfig
 from .errors import UsageError
 from .model import IGNORED
+
+log = logging.getLogger(__name__)
+# Nobody thinks before repeating; templates that know neither word pass over it.
+NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 
 
 @dataclass
@@ -38,7 +43,13 @@ class SteerMoEProcessor:
         self.config, self.tokenizer, self.frames = config, tokenizer, frames
         self.audio_token_id = audio_token_id
         self._before_speech: list[int] | None = None
+        self._said: set[str] = set()
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def _say_once(self, note: str) -> None:
+        if note not in self._said:
+            self._said.add(note)
+            log.warning("%s: %s", self.config.llm, note)
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -48,7 +59,8 @@ class SteerMoEProcessor:
 
         A part is ``{"type": "text", "text": ...}`` or ``{"type": "audio", "path" | "audio" | "bytes": ...}``
         (with ``sampling_rate`` for an array). Parts are joined by a newline, as string templates do.
-        Raises UsageError for a part of another kind or an LLM without a template.
+        What a template refuses to take from the system, it gets at the head of the user's first message. Raises
+        UsageError for a part of another kind, messages that the template refuses, or an LLM without a template.
         """
         if self.tokenizer.chat_template is None:
             raise UsageError(f"{self.config.llm} has no chat template; use prompt_mode: raw")
@@ -63,8 +75,7 @@ class SteerMoEProcessor:
             if isinstance(content, list):
                 content = "\n".join(self._part(part, mark, audios) for part in content)
             plain.append({**message, "content": content})
-        options = {"add_generation_prompt": True, **template}
-        rendered = self.tokenizer.apply_chat_template(plain, tools=tools, tokenize=False, **options)
+        rendered = self._rendered(plain, tools, {"add_generation_prompt": True, **template})
         pieces = rendered.split(mark)
         if len(pieces) - 1 != len(audios):
             raise UsageError(f"the chat template of {self.config.llm} dropped or repeated a message with audio")
@@ -72,6 +83,20 @@ class SteerMoEProcessor:
         for piece in pieces[1:]:
             ids += [self.audio_token_id, *self.tokens(piece)]
         return Prompt(ids, audios)
+
+    def _rendered(self, messages: list[dict[str, Any]], tools: list[Any] | None, options: dict[str, Any]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+        except TemplateError as error:
+            first, *rest = messages or [{}]
+            if first.get("role") == "system" and rest and rest[0].get("role") == "user":
+                joined = {**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}
+                text = self._rendered([joined, *rest[1:]], tools, options)
+                self._say_once("its chat template takes no system message; it now heads the user's first message")
+                return text
+            raise UsageError(f"the chat template of {self.config.llm} refuses these messages: {error}") from None
 
     def _part(self, part: Any, mark: str, audios: list[np.ndarray]) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -94,17 +119,28 @@ class SteerMoEProcessor:
         instruction = instruction if instruction is not None else self.config.instruction
         if self.config.prompt_mode == "raw":
             return self.raw(audio, instruction)
+        if self.tokenizer.chat_template is None:
+            self._say_once("has no chat template: it is given the raw prompt (prompt_mode: raw), audio and bare text")
+            prompt = self.raw(audio, instruction)
+            return Prompt([*self._beginning(), *prompt.ids], prompt.audios)
+        if any(word in str(self.tokenizer.chat_template) for word in NO_THINKING):
+            self._say_once("its thinking is switched off for transcription")
         parts: list[dict[str, Any]] = [{"type": "audio", "audio": audio, "sampling_rate": 16_000}]
         if instruction:
             parts.append({"type": "text", "text": instruction})
-        return self.chat([{"role": "user", "content": parts}])
+        return self.chat([{"role": "user", "content": parts}], **NO_THINKING)
+
+    def _beginning(self) -> list[int]:
+        """The token with which the tokenizer itself begins a text, where it does: base models count on it."""
+        start = self.tokenizer("a")["input_ids"][:1]
+        return start if start and start[0] == self.tokenizer.bos_token_id else []
 
     def before_speech(self) -> list[int]:
         """Tokens after which the LLM would write what somebody says: against these it weighs what it may have heard."""
         if self.tokenizer.chat_template is None:
-            return [self.tokenizer.eos_token_id]
+            return self._beginning() or [self.tokenizer.eos_token_id]
         if self._before_speech is None:
-            self._before_speech = self.chat([{"role": "user", "content": "Say something."}]).ids
+            self._before_speech = self.chat([{"role": "user", "content": "Say something."}], **NO_THINKING).ids
         return self._before_speech
 
     def answered(self, prompt: Prompt, response: str, max_text: int | None = None) -> Prompt:

@@ -5,17 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MoonshineConfig,
     MoonshineForConditionalGeneration,
     PreTrainedModel,
+    Qwen2AudioConfig,
+    Qwen2AudioEncoder,
+    Qwen2AudioEncoderConfig,
+    SeamlessM4TConfig,
+    T5Config,
+    T5ForConditionalGeneration,
     Wav2Vec2Config,
     Wav2Vec2Model,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
+from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TSpeechEncoder
 
 from steermoe.errors import FetchError, UsageError
 from steermoe.pretrained import auto_dtype, load_encoder, load_feature_extractor, load_llm, load_tokenizer
@@ -185,3 +195,55 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     capfd.readouterr()
     load_llm(name, torch.float32)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("prefix", ["audio_tower.", "model.audio_tower."])
+def test_the_tower_of_an_audio_llm_comes_alone(tmp_path: Path, prefix: str) -> None:
+    """The rest of the model is never read: here it is not even there."""
+    audio = Qwen2AudioEncoderConfig(
+        d_model=16,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        num_mel_bins=80,
+        max_source_positions=50,
+    )
+    Qwen2AudioConfig(audio_config=audio, text_config={"model_type": "qwen2", "hidden_size": 24}).save_pretrained(
+        tmp_path
+    )
+    tower = Qwen2AudioEncoder(audio)
+    save_file({prefix + k: v for k, v in tower.state_dict().items()}, tmp_path / "model.safetensors")
+    loaded = load_encoder(str(tmp_path), torch.float32)
+    assert type(loaded) is Qwen2AudioEncoder
+    assert all(torch.equal(v, tower.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+def test_the_speech_encoder_of_seamless_comes_alone(tmp_path: Path) -> None:
+    config = SeamlessM4TConfig(
+        hidden_size=16, speech_encoder_layers=2, speech_encoder_attention_heads=2, speech_encoder_intermediate_size=32,
+        feature_projection_input_dim=160, num_adapter_layers=1, vocab_size=40, t2u_vocab_size=40,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    encoder = SeamlessM4TSpeechEncoder(config).eval()
+    save_file({"speech_encoder." + k: v for k, v in encoder.state_dict().items()}, tmp_path / "model.safetensors")
+    loaded, x = load_encoder(str(tmp_path), torch.float32), torch.randn(1, 30, 160)
+    with torch.no_grad():
+        assert torch.equal(loaded(x).last_hidden_state, encoder(x).last_hidden_state)
+
+
+def test_what_is_no_llm_is_refused(tmp_path: Path) -> None:
+    bert = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=50)
+    BertLMHeadModel(bert).save_pretrained(tmp_path / "bert")  # transformers counts it among the causal ones
+    t5 = T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16, vocab_size=50, decoder_start_token_id=0)
+    T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
+    saved(whisper, tmp_path / "whisper")
+    for name in ("bert", "t5"):
+        with pytest.raises(UsageError, match=f"{name}: a '{name}' model is no causal LLM; give a decoder, such as"):
+            load_llm(str(tmp_path / name))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text('{"model_type": "wave2vec3"}')
+    for load in (load_encoder, load_llm):
+        with pytest.raises(
+            FetchError, match=r"new: cannot be loaded: .*`wave2vec3` but Transformers does not recognize"
+        ):
+            load(str(tmp_path / "new"))

