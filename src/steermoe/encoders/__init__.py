@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UsageError
+from .frames import EncoderFrames
+from .seamless import SeamlessFrames
+from .whisper import WhisperFrames
+
+# Families of which more must be known than the probe finds out, by model_type.
+FAMILIES: dict[str, type[EncoderFrames]] = {"seamless_m4t": SeamlessFrames, "seamless_m4t_v2": SeamlessFrames}
 
 
 def wrap(encoder: Any, extractor: Any, layers: str | None = None, pad_to_window: bool = False) -> Any:
@@ -12,15 +18,9 @@ def wrap(encoder: Any, extractor: Any, layers: str | None = None, pad_to_window:
 
     Raises UsageError for an encoder that cannot be steered.
     """
-    from .frames import EncoderFrames
-    from .whisper import WhisperFrames
-
     kind = encoder.config.model_type
     if kind == "whisper":
         return WhisperFrames(encoder, extractor, layers, pad_to_window)
     if pad_to_window:
         raise UsageError(f"pad_to_window is Whisper's; {kind!r} takes its input as its extractor makes it")
     return FAMILIES.get(kind, EncoderFrames)(encoder, extractor, layers)
-
-
-FAMILIES: dict[str, Any] = {}  # model_type -> a subclass of EncoderFrames, for what the probe cannot find out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 Steer = Callable[[Tensor, int], Tensor]
@@ -42,3 +44,20 @@ def attach(layers: Sequence[nn.Module], steer: Steer, chosen: Sequence[int] | No
     """
     picked = list(layers) if chosen is None else [layers[i] for i in chosen]
     return Attached([m.register_forward_hook(partial(_hook, steer, i), prepend=True) for i, m in enumerate(picked)])
+
+
+@contextmanager
+def checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it the backward pass computes each layer anew instead of keeping what it computed: a third more time, a
+    fraction of the memory.
+
+    Unlike transformers' own switch it needs no layer in training mode, where a frozen encoder must not be; the hooks
+    run outside, once.
+    """
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own again

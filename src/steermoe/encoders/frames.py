@@ -102,6 +102,9 @@ class EncoderFrames(nn.Module):
         told = self.output_lengths(features.shape[1])
         self.stage = told.index(h.shape[1]) if h.shape[1] in told else None
         self.rate = h.shape[1] / (self.window if self.fixed else 1.0)
+        if self.stage is not None and not self.fixed:  # without what the edges of a second cost
+            second = features.shape[1]
+            self.rate = (self.output_lengths(11 * second)[self.stage] - self.output_lengths(second)[self.stage]) / 10
         self.pads = self.fixed or (self.stage is not None and self.mask_name is not None and not self._leaks(noise))
 
     @torch.no_grad()

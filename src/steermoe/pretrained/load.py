@@ -120,8 +120,7 @@ def _load(auto: Any, folder: Path, dtype: torch.dtype) -> Any:
     with _one_line(folder), no_progress_bars():
         model, info = auto.from_pretrained(
             folder,
-            dtype=dtype,
-            attn_implementation="sdpa",
+            dtype=dtype,  # and the best attention it knows: sdpa, but for WavLM and a few
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -141,7 +140,7 @@ def _tower(config: Any) -> Callable[[], nn.Module] | None:
         family = import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
         return lambda: getattr(family, name)(config)
     if (inner := getattr(config, "audio_config", None)) is not None:
-        return lambda: AutoModel.from_config(inner, attn_implementation="sdpa")
+        return lambda: AutoModel.from_config(inner)
     return None
 
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import compress, islice
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from ..data import Example, load_source
 from ..data.augment import augment
 from ..data.batching import by_duration, durations_of, load_batches
+from ..encoders.attach import checkpointed
 from ..errors import DataError, SteerMoEError, UsageError
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import SteerMoEProcessor
@@ -69,7 +71,8 @@ def check_same(path: Path, recipe: Recipe) -> None:
 
     Raises UsageError that names the first key that differs.
     """
-    free = ("out", "log_every", "valid_every", "checkpoint_every", "threads", "data.valid", "data.valid_clips")
+    free = ("out", "log_every", "valid_every", "checkpoint_every", "threads", "data.valid", "data.valid_clips",
+            "gradient_checkpointing")  # fmt: skip
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -176,13 +179,15 @@ class Trainer:
         attention = encoder.config._attn_implementation
         if self.accelerator.device.type == "cpu":  # the fused kernel's backward takes longer than all else there
             encoder.set_attn_implementation("eager")
+        leaner = checkpointed(self.model.frames.layers) if self.recipe.gradient_checkpointing else nullcontext()
         try:
-            for number, stage in enumerate(self.recipe.stages):
-                if start < first + stage.steps:
-                    within = max(0, start - first)
-                    self._stage(number, stage, first, within, checkpoint, examples, metrics, validate)
-                    checkpoint = None
-                first += stage.steps
+            with leaner:
+                for number, stage in enumerate(self.recipe.stages):
+                    if start < first + stage.steps:
+                        within = max(0, start - first)
+                        self._stage(number, stage, first, within, checkpoint, examples, metrics, validate)
+                        checkpoint = None
+                    first += stage.steps
         finally:
             encoder.set_attn_implementation(attention)
             metrics.close()

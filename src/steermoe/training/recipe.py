@@ -110,6 +110,8 @@ class Recipe:
     log_every: int = 10
     valid_every: int = 200
     checkpoint_every: int = 100
+    gradient_checkpointing: bool = False
+    """Compute the encoder's layers twice instead of keeping what they computed: slower, in a fraction of the memory."""
     threads: int = 0
     """CPU threads for torch; 0 leaves its default."""
 
