@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from ..errors import UsageError
@@ -20,7 +21,12 @@ def wrap(encoder: Any, extractor: Any, layers: str | None = None, pad_to_window:
         return WhisperFrames(encoder, extractor, layers, pad_to_window)
     if pad_to_window:
         raise UsageError(f"pad_to_window is Whisper's; {kind!r} takes its input as its extractor makes it")
-    return FAMILIES.get(kind, EncoderFrames)(encoder, extractor, layers)
+    front: Any = EncoderFrames
+    if kind in FAMILIES:
+        module, name = FAMILIES[kind]
+        front = getattr(import_module(module, __name__), name)
+    return front(encoder, extractor, layers)
 
 
-FAMILIES: dict[str, Any] = {}  # model_type -> a subclass of EncoderFrames, for what the probe cannot find out
+# model_type -> module and name of a subclass of EncoderFrames, for what the probe cannot find out
+FAMILIES: dict[str, tuple[str, str]] = {"fireredasr": (".fireredasr", "FireRedFrames")}
