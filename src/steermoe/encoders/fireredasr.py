@@ -59,6 +59,8 @@ class Subsampling(nn.Module):
 class RelativePositions(nn.Module):
     """A table of sinusoids of the distances ``reach - 1`` down to ``1 - reach``; a frame's own is in the middle."""
 
+    pe: Tensor  # (1, 2 reach - 1, D)
+
     def __init__(self, width: int, reach: int) -> None:
         super().__init__()
         distance = torch.arange(reach - 1, -reach, -1, dtype=torch.float32)  # (2 reach - 1,)

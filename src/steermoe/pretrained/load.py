@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FetchError, UsageError
+from .fireredasr import read_config, read_extractor
 from .resolve import resolve
 from .weights import weight_files
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..encoders.fireredasr import FireRedFeatureExtractor
 
 WHISPER_ENCODER = "model.encoder."  # where a Whisper checkpoint keeps its encoder
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
@@ -44,6 +48,8 @@ def load_encoder(name: str, dtype: torch.dtype | str | None = None) -> nn.Module
     from transformers import AutoConfig, AutoModel
 
     folder = resolve(name)
+    if _is_firered(folder):
+        return _frozen(_firered_encoder(folder, _dtype(dtype)))
     with _one_line(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type == "whisper":
@@ -70,11 +76,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def load_feature_extractor(name: str) -> FeatureExtractionMixin:
+def load_feature_extractor(name: str) -> FeatureExtractionMixin | FireRedFeatureExtractor:
     """The feature extractor (waveform to model input) of the audio encoder ``name``."""
     from transformers import AutoFeatureExtractor
 
     folder = resolve(name)
+    if _is_firered(folder):
+        with _one_line(folder):
+            return read_extractor(folder)
     with _one_line(folder):
         return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
 
@@ -114,24 +123,47 @@ def _load(auto: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 def _whisper_encoder(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
     """Just Whisper's encoder: its tensors are read out of the memory-mapped files, the decoder's never are."""
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    config._attn_implementation = "sdpa"
+    return _filled(lambda: WhisperEncoder(config), folder, dtype, WHISPER_ENCODER)
+
+
+def _is_firered(folder: Path) -> bool:
+    """Whether the folder's model is the one that transformers has no class for."""
+    from ..encoders.fireredasr import MODEL_TYPE
+
+    with _one_line(folder):
+        told = json.loads((folder / "config.json").read_text())
+    return isinstance(told, dict) and told.get("model_type") == MODEL_TYPE
+
+
+def _firered_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from ..encoders.fireredasr import FireRedEncoder
+
+    with _one_line(folder):
+        config = read_config(folder)
+    return _filled(lambda: FireRedEncoder(config), folder, dtype)
+
+
+def _filled(make: Callable[[], nn.Module], folder: Path, dtype: torch.dtype, prefix: str = "") -> nn.Module:
+    """The module of ``make()`` with the tensors that the folder has under ``prefix``: exactly its own, cast."""
     import torch
     from safetensors import safe_open
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     tensors = {}
     for file in weight_files(folder):
         with _one_line(file), safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - not a dict
-                if key.startswith(WHISPER_ENCODER):
-                    tensors[key.removeprefix(WHISPER_ENCODER)] = opened.get_tensor(key).to(dtype)
-    config._attn_implementation = "sdpa"
+                if key.startswith(prefix):
+                    tensors[key.removeprefix(prefix)] = opened.get_tensor(key).to(dtype)
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        encoder = WhisperEncoder(config)
+        module = make()
     try:
-        encoder.load_state_dict(tensors, strict=True, assign=True)
+        module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise FetchError(f"{folder}: not the weights of its config.json: {' '.join(str(error).split())}") from None
-    return encoder
+    return module
 
 
 @contextmanager
