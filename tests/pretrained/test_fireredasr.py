@@ -164,13 +164,14 @@ def test_cmvn_of_another_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"args": argparse.Namespace(idim=80, d_model=32)}, "its args lack n_layers_enc, n_head, kernel_size; give the"),
+        ({"args": argparse.Namespace(idim=80, d_model=32)}, "its args lack n_layers_enc, n_head, kernel_size; give that"),
         ({"args": None}, "its args lack idim"),
         ({"args": argparse.Namespace(**(DIMS | {"d_model": 64}))}, "not those of its args {'idim': 80,"),
         ({"args": argparse.Namespace(**(DIMS | {"n_layers_enc": 3}))}, "Missing key(s) in state_dict: \"layer_stack.2"),
         ({"args": argparse.Namespace(**(DIMS | {"n_layers_enc": 1}))}, "Unexpected key(s) in state_dict"),
         ({"args": argparse.Namespace(**(DIMS | {"n_head": 0}))}, "not those of its args"),
         ({"model_state_dict": {}}, "lacks the tensor encoder.positional_encoding.pe"),
+        ({"model_state_dict": {"encoder.positional_encoding.pe": torch.ones(3)}}, "lacks the tensor encoder.pos"),
         ({"model_state_dict": []}, "its model_state_dict holds no tensors by name"),
         ({"model_state_dict": {"encoder.positional_encoding.pe": 3}}, "its model_state_dict holds no tensors by name"),
     ],

@@ -32,7 +32,7 @@ DIMS = ("idim", "n_layers_enc", "n_head", "d_model", "kernel_size")  # of the ch
 POSITIONS = "positional_encoding.pe"
 PREFIX = "encoder."
 LAYOUT = 1  # raise it when the conversion writes something else: the cached folders are then made anew
-AED = "give the model.pth.tar of a FireRedASR-AED (of a FireRedASR-LLM it is asr_encoder.pth.tar, under that name)"
+AED = "give that of a FireRedASR-AED (a FireRedASR-LLM has one as asr_encoder.pth.tar: copy it under this name)"
 FLOOR = 1e-20  # of a variance, as the published extractor has it
 
 
@@ -70,7 +70,7 @@ def convert(checkpoint: Path, cmvn: Path, target: Path) -> None:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise FetchError(f"{checkpoint}: its model_state_dict holds no tensors by name; {AED}")
     tensors = {k.removeprefix(PREFIX): v.contiguous() for k, v in state.items() if k.startswith(PREFIX)}
-    if POSITIONS not in tensors:
+    if POSITIONS not in tensors or tensors[POSITIONS].ndim != 3:
         raise FetchError(f"{checkpoint}: lacks the tensor {PREFIX}{POSITIONS}; {AED}")
     dims = {name: getattr(args, name) for name in DIMS}
     dims["pe_maxlen"] = (tensors[POSITIONS].shape[1] + 1) // 2  # the published code ignores what args say of it
