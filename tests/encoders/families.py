@@ -48,6 +48,8 @@ from transformers import (
 from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TSpeechEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from steermoe.encoders.fireredasr import FireRedConfig, FireRedEncoder, FireRedFeatureExtractor
+
 D = 32
 COMMON: dict[str, Any] = {"hidden_size": D, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 WAVE: dict[str, Any] = COMMON | {
@@ -102,6 +104,14 @@ def speech_to_text() -> nn.Module:
     ).get_encoder()  # fmt: skip
 
 
+def firered(reach: int = 200) -> nn.Module:
+    return FireRedEncoder(FireRedConfig(idim=80, n_layers_enc=3, n_head=4, d_model=D, kernel_size=7, pe_maxlen=reach))
+
+
+def firered_fbanks() -> Any:
+    return FireRedFeatureExtractor(mean=[10.0] * 80, inverse_std=[0.25] * 80)
+
+
 def fbanks() -> Any:
     return SeamlessM4TFeatureExtractor(feature_size=80, num_mel_bins=80, stride=2)
 
@@ -140,6 +150,7 @@ FIRST: dict[str, Family] = {
         lambda: ASTModel(ASTConfig(**COMMON, max_length=128, num_mel_bins=64)),
         lambda: ASTFeatureExtractor(num_mel_bins=64, max_length=128),
     ),
+    "fireredasr": (firered, firered_fbanks),
 }
 
 SECOND: dict[str, Family] = {

@@ -171,3 +171,27 @@ def test_other_tensors_than_the_pinned_are_refused(tmp_path: Path, mirror: list[
     with pytest.raises(FetchError, match=r"org/tiny: its converted tensors have the digest [0-9a-f]{64}, but"):
         resolve("org/tiny")
     assert [path.name for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == []
+
+
+def test_gated_and_absent_models_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    answer = httpx.Response(403, request=httpx.Request("GET", "https://hub/"))
+    for error, says in (
+        (
+            GatedRepoError("403 Client Error.", response=answer),
+            "gated: accept its terms on its page of the hub, log in",
+        ),
+        (
+            RepositoryNotFoundError("404 Client Error.", response=answer),
+            "the hub has no such repository, or a private one",
+        ),
+    ):
+
+        def hub(raised: Exception = error, **options: Any) -> str:
+            raise LocalEntryNotFoundError("not here") if options["local_files_only"] else raised
+
+        play_hub(monkeypatch, hub)
+        with pytest.raises(FetchError, match=f"org/name@{COMMIT}: {says}"):
+            resolve(f"org/name@{COMMIT}")

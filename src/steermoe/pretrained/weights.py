@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,24 +63,34 @@ def weights_digest(folder: Path) -> str:
     Remembered beside the weights for as long as sizes and times of change stay; in the cache folder where
     the model's own is read-only.
     """
-    files = weight_files(folder)
+    return remembered(weight_files(folder), [folder / CACHE_NAME, note_of(folder)], _digest)
+
+
+def note_of(folder: Path) -> Path:
+    """Where the cache keeps a digest over files of ``folder``."""
+    return cache_root() / "digests" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
+
+
+def remembered(files: list[Path], notes: list[Path], digest: Callable[[list[Path]], str]) -> str:
+    """``digest(files)``, 64 hex digits, noted in the first of ``notes`` that can be written.
+
+    A note counts for as long as the files' sizes and times of change stay.
+    """
     stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    notes = (folder / CACHE_NAME, cache_root() / "digests" / f"{place}.json")
     for note in notes:
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(note.read_text())
             if known["files"] == stats and len(known["digest"]) == 64:
                 return str(known["digest"])
-    digest = _digest(files)
+    value = digest(files)
     for note in notes:
         with suppress(OSError):  # a read-only place: the next one, else it is computed anew each time
             note.parent.mkdir(parents=True, exist_ok=True)
             scratch = note.with_name(f"{note.name}.{os.getpid()}")
-            scratch.write_text(json.dumps({"files": stats, "digest": digest}))
+            scratch.write_text(json.dumps({"files": stats, "digest": value}))
             os.replace(scratch, note)
             break
-    return digest
+    return value
 
 
 def _digest(files: list[Path]) -> str:
