@@ -59,6 +59,17 @@ def load_llm(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedMod
     return _frozen(_load(AutoModelForCausalLM, resolve(name), _dtype(dtype)))
 
 
+def outline_llm(name: str) -> PreTrainedModel:
+    """The causal LLM ``name`` on the meta device: its modules and shapes; its weights are neither read nor allocated."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = resolve(name)
+    with _one_line(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return _frozen(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of ``name``, chat template included where it has one."""
     from transformers import AutoTokenizer
