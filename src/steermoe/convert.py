@@ -9,13 +9,14 @@ nothing transposed:
     prompt_proj.weight (D_llm, D), .bias (D_llm,)              -> projector.proj
 
 Files are memory-mapped and the frozen rest is not read, but for its LayerNorms: they tell whether the pair that is
-named is the one that was trained for. With them go the settings of the authors' code: max pooling (the paper has the
-mean), for Whisper 30 s of input and the pooling before the final LayerNorm, a bare English instruction for speech
-recognition (``instruction`` in adapter_config.json can be changed to another task's).
+named is the one that was trained for; another of the same shapes would load and hear nonsense. The settings are
+those of the authors' code: max pooling (the paper has the mean), for Whisper 30 s of input and the pooling before the
+final LayerNorm, a bare English instruction for speech recognition (``instruction`` in adapter_config.json can be
+changed to another task's).
 
-Where theirs lets padding through, the adapter does not follow: they append zeros up to a full last group, so that a zero can
-win the maximum, and their Conformer hands the LLM 30 s however short the clip is. Here a group pools the
-frames it has and the LLM gets those of the clip. A window of Whisper is 1,500 frames, 375 groups: there both agree.
+One thing is not followed, that padding is heard: theirs fills the last group with zeros, so that a zero can win the
+maximum, and its Conformer hands the LLM 30 s however short the clip is. Here a group pools the frames it has, and the
+LLM gets those of the clip. Whisper's window is 1,500 frames, 375 whole groups: there both agree.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ STEERING = {
     "layer_scales": "steering.scales",
 }
 PROJECTION = {"prompt_proj.weight": "projector.proj.weight", "prompt_proj.bias": "projector.proj.bias"}
-NORM = "norm.weight"  # how the names of LayerNorms end, in Whisper, FireRedASR and Qwen alike
+NORM = "norm.weight"  # how names of LayerNorms end, in Whisper and Qwen all, in FireRedASR most
 
 COMMON: dict[str, Any] = {
     "projector": "linear",
@@ -65,20 +66,13 @@ LLMS = {
 
 @dataclass
 class Found:
-    """What a checkpoint holds: L ``layers``, N ``experts`` (both 0 without steering), D ``width``, D_llm ``llm_width``,
-    the trained ``tensors`` under their names in an adapter, and the LayerNorms ``norms`` of both frozen models."""
+    """``dimensions``: L layers and N experts (0 without steering), D width, D_llm llm_width; the trained ``tensors`` by
+    their names in an adapter, and the LayerNorms ``norms`` of the frozen encoder and llm by theirs in these models."""
 
     kind: str
-    layers: int
-    experts: int
-    width: int
-    llm_width: int
+    dimensions: dict[str, int]
     tensors: dict[str, Tensor]
     norms: dict[str, dict[str, Tensor]]
-
-    @property
-    def parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.tensors.values())
 
 
 def convert(
@@ -87,37 +81,28 @@ def convert(
     """Write the adapter ``out`` from the authors' ``checkpoint``: a file, an index of shards, or a folder with either.
 
     ``encoder`` and ``llm`` name the pair that it was trained for (as in ``pretrained.resolve``); it is needed for the
-    digests of its weights, and to check that it fits. Left out, it is what the shapes tell. ``pooling``: max, as
-    the authors' code has it, or mean, as the paper. Returns what was found.
+    digests of its weights, and to check that it fits. Left out, it is ENCODERS' and LLMS' for the shapes. ``pooling``:
+    max, as the authors' code has it, or mean, as the paper. Returns what was found.
 
     Raises AdapterError for a checkpoint that cannot be used, UsageError for a pair that it does not fit.
     """
     found = identify(read(checkpoint), checkpoint)
-    encoder = encoder or ENCODERS.get((found.kind, found.layers, found.width))
-    llm = llm or LLMS.get(found.llm_width)
+    layers, width, llm_width = (found.dimensions[name] for name in ("layers", "width", "llm_width"))
+    encoder, llm = encoder or ENCODERS.get((found.kind, layers, width)), llm or LLMS.get(llm_width)
     if encoder is None:
-        what = f"{found.layers} layers of width {found.width}" if found.layers else f"a width of {found.width}"
+        what = f"{layers} layers of width {width}" if layers else f"a width of {width}"
         raise UsageError(f"--encoder: {what} ({found.kind}) tell no known one; name a folder or org/name@commit")
     if llm is None:
-        raise UsageError(f"--llm: a width of {found.llm_width} tells no known one; name a folder or org/name@commit")
-    model = _outline(found, checkpoint, encoder, llm, pooling)
+        raise UsageError(f"--llm: a width of {llm_width} tells no known one; name a folder or org/name@commit")
+    model = _model(found, checkpoint, encoder, llm, pooling)
     compared = _compare(found, model, checkpoint)
     own = model.adapter_state()
     for name, tensor in found.tensors.items():
         own[name].copy_(tensor)
     model.save_adapter(out, trained={"converted": found.kind, "file": Path(checkpoint).name})
-    return {
-        "adapter": str(out),
-        "kind": found.kind,
-        "layers": found.layers,
-        "experts": found.experts,
-        "width": found.width,
-        "llm_width": found.llm_width,
-        "parameters": found.parameters,
-        "encoder": encoder,
-        "llm": llm,
-        "compared": compared,
-    }
+    count = sum(tensor.numel() for tensor in found.tensors.values())
+    pair = {"encoder": encoder, "llm": llm, "compared": compared}
+    return {"adapter": str(out), "kind": found.kind, **found.dimensions, "parameters": count, **pair}
 
 
 def read(checkpoint: str | Path) -> dict[str, Tensor]:
@@ -163,9 +148,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
-        raise AdapterError(
-            f"{file}: refused: it holds pickled code or is broken; only plain tensors are read"
-        ) from None
+        raise AdapterError(f"{file}: refused, holds pickled code or is broken; only tensors are read") from None
     except Exception as error:  # many kinds: not a zip, cut short, saved by a torch that could not be mapped
         reason = " ".join(str(error).split())[:120]
         raise AdapterError(f"{file}: not a file that torch.save wrote, or cut short ({reason})") from None
@@ -182,68 +165,56 @@ def identify(tensors: dict[str, Tensor], source: str | Path) -> Found:
     names = {**(names if steered else {}), **PROJECTION}
     if missing := [name for name in names if name not in tensors]:
         raise AdapterError(f"{source}: not a checkpoint of the paper's code, it lacks {', '.join(missing)}")
-    theirs = {own: tensors[name] for name, own in names.items()}
-    weight = theirs["projector.proj.weight"]
-    llm_width, width = weight.shape if weight.ndim == 2 else (0, 0)
+    theirs = [tensors[name] for name in names]
+    llm_width, width = theirs[-2].shape if theirs[-2].ndim == 2 else (0, 0)
+    shapes: list[tuple[int, ...]] = [(llm_width, width), (llm_width,)]
     layers = experts = 0
-    shapes: dict[str, tuple[int, ...]] = {
-        "projector.proj.weight": (llm_width, width),
-        "projector.proj.bias": (llm_width,),
-    }
     if steered:
-        vectors = theirs["steering.vectors"]
-        layers, experts = vectors.shape[:2] if vectors.ndim == 3 else (0, 0)
-        shapes |= {
-            "steering.vectors": (layers, experts, width),
-            "steering.router.weight": (layers * experts, width),
-            "steering.router.bias": (layers * experts,),
-            "steering.scales": (layers,),
-        }
-    wrong = [f"{name} {tuple(theirs[own].shape)}" for name, own in names.items() if theirs[own].shape != shapes[own]]
+        layers, experts = theirs[0].shape[:2] if theirs[0].ndim == 3 else (0, 0)
+        rows = layers * experts
+        shapes = [(layers, experts, width), (rows, width), (rows,), (layers,), *shapes]
+    wrong = [f"{n} {tuple(t.shape)}" for n, t, shape in zip(names, theirs, shapes, strict=True) if t.shape != shape]
     if wrong:
-        raise AdapterError(
-            f"{source}: its shapes do not agree, {', '.join(wrong)} beside {width} of prompt_proj.weight"
-        )
-    norms = {
-        "encoder": {
-            n.partition("speech_encoder.")[2]: t for n, t in tensors.items() if n.startswith(f"{end}_encoder.")
-        },
-        "llm": {n.removeprefix("llm_decoder."): t for n, t in tensors.items() if n.startswith("llm_decoder.")},
-    }
+        raise AdapterError(f"{source}: shapes that do not agree: {', '.join(wrong)}, width {width}")
+    norms: dict[str, dict[str, Tensor]] = {"encoder": {}, "llm": {}}
+    for name, tensor in tensors.items():
+        if name.startswith("llm_decoder."):
+            norms["llm"][name.removeprefix("llm_decoder.")] = tensor
+        elif name.startswith(f"{end}_encoder."):
+            norms["encoder"][name.partition("speech_encoder.")[2]] = tensor
+    dimensions = {"layers": layers, "experts": experts, "width": width, "llm_width": llm_width}
     kind = end if steered else f"linear-{end}"
-    return Found(kind, layers, experts, width, llm_width, theirs, norms)
+    return Found(kind, dimensions, dict(zip(names.values(), theirs, strict=True)), norms)
 
 
-def _outline(
-    found: Found, source: str | Path, encoder: str, llm: str, pooling: str
-) -> SteerMoEForConditionalGeneration:
-    """The adapter's model, untrained, with the encoder (the digests read its weights anyway) and an LLM of shapes only."""
+def _model(found: Found, source: str | Path, encoder: str, llm: str, pooling: str) -> SteerMoEForConditionalGeneration:
+    """The pair that an adapter is saved from; of the LLM its shapes alone."""
     from .config import SteerMoEConfig, build
     from .encoders import wrap
     from .model import SteerMoEForConditionalGeneration
     from .pretrained import load_encoder, load_feature_extractor
     from .pretrained.load import outline_llm
 
-    settings = {"encoder": encoder, "llm": llm, "num_experts": found.experts or 1, "pooling": pooling}
+    layers, experts, width, llm_width = found.dimensions.values()
+    settings = {"encoder": encoder, "llm": llm, "num_experts": experts or 1, "pooling": pooling}
     config = build(SteerMoEConfig, {**COMMON, **KINDS[found.kind], **settings})
     outline, loaded = outline_llm(llm), load_encoder(encoder)
     if (loaded.config.model_type == "whisper") != (found.kind == "whisper"):  # type: ignore[union-attr]
         raise UsageError(f"--encoder {encoder}: {source} was trained with a {found.kind.split('-')[-1]} encoder")
     frames = wrap(loaded, load_feature_extractor(encoder), config.encoder_layers, config.pad_to_window)
-    has, needs = (len(frames.layers), frames.out_width), (found.layers or len(frames.layers), found.width)
-    if has != needs:
-        wanted = "{} layers of width {}".format(*needs)
-        raise UsageError("--encoder {}: {} layers of width {}, but {} has {}".format(encoder, *has, source, wanted))
-    if (width := outline.get_input_embeddings().weight.shape[1]) != found.llm_width:
-        raise UsageError(f"--llm {llm}: embeddings of width {width}, but {source} projects to {found.llm_width}")
+    has = len(frames.layers)
+    if (has, frames.out_width) != (layers or has, width):
+        wanted = f"{layers or has} layers of width {width}"
+        raise UsageError(
+            f"--encoder {encoder}: {has} layers of width {frames.out_width}, but {source} was trained on {wanted}"
+        )
+    if (own := outline.get_input_embeddings().weight.shape[1]) != llm_width:
+        raise UsageError(f"--llm {llm}: embeddings of width {own}, but {source} projects to {llm_width}")
     return SteerMoEForConditionalGeneration(config, frames, outline)
 
 
 def _compare(found: Found, model: SteerMoEForConditionalGeneration, source: str | Path) -> dict[str, int]:
-    """How many LayerNorms of each end the checkpoint shares with the pair. Raises UsageError where they differ.
-
-    An encoder or LLM of the right shapes but other weights (Whisper-large-v2) would load, and hear nonsense.
-    """
+    """How many LayerNorms of each end the checkpoint shares with the pair. Raises UsageError where they differ."""
     import torch
 
     from .pretrained import resolve
@@ -259,9 +230,7 @@ def _compare(found: Found, model: SteerMoEForConditionalGeneration, source: str 
             theirs, ours = found.norms[end][name].float(), own[name].float()
             # Either may have passed through half precision, which is off by up to 2^-8.
             if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=2**-7, atol=1e-5):
-                raise UsageError(
-                    f"--{end} {getattr(model.config, end)}: its {name} is not that of {source}, which was trained with "
-                    f"another {end}"
-                )
+                named = f"--{end} {getattr(model.config, end)}"
+                raise UsageError(f"{named}: its {name} is not that of {source}, which has another {end}")
         compared[end] = len(shared)
     return compared

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    Gemma2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MoonshineConfig,
@@ -19,6 +20,7 @@ from transformers import (
 
 from steermoe.errors import FetchError, UsageError
 from steermoe.pretrained import auto_dtype, load_encoder, load_feature_extractor, load_llm, load_tokenizer
+from steermoe.pretrained.load import outline_llm
 
 
 def whisper() -> PreTrainedModel:
@@ -185,3 +187,13 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     capfd.readouterr()
     load_llm(name, torch.float32)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Gemma2Config])  # Gemma scales its embeddings by a buffer
+def test_an_outline_has_shapes_and_no_weights(kind: type, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    kind(**sizes, num_attention_heads=2, num_key_value_heads=1).save_pretrained(tmp_path)
+    llm = outline_llm(str(tmp_path))  # no weights are there
+    table = llm.get_input_embeddings()
+    assert table.weight.shape == (50, 16) and float(getattr(table, "embed_scale", 1.0)) == 1.0
+    assert all(p.is_meta and not p.requires_grad for p in llm.parameters()) and not llm.training

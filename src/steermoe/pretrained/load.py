@@ -67,7 +67,10 @@ def outline_llm(name: str) -> PreTrainedModel:
     folder = resolve(name)
     with _one_line(folder), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return _frozen(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        # Gemma keeps a scale beside its table as a tensor, which has no value here: a plain table in its place.
+        llm.set_input_embeddings(torch.nn.Embedding(*llm.get_input_embeddings().weight.shape))
+    return _frozen(llm)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
