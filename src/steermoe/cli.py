@@ -94,6 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("audio", nargs="?", help="with it: routing statistics, and a picture with --out")
     sub.add_argument("--out", type=Path, help="PNG of the gates under the spectrogram")
 
+    sub = command("convert", "the paper authors' checkpoint to an adapter")
+    sub.add_argument(
+        "checkpoint", metavar="REFERENCE_CKPT", help="pytorch_model.bin, its folder, or an index of shards"
+    )
+    sub.add_argument("out", metavar="OUT", help="folder of the adapter")
+    sub.add_argument("--encoder", metavar="E", help="its encoder: a folder or org/name@commit (default: by the shapes)")
+    sub.add_argument("--llm", metavar="M", help="its LLM, likewise")
+    sub.add_argument(
+        "--pooling", default="max", choices=["max", "mean"], help="max as the authors' code, mean as the paper"
+    )
+
     sub = command("quickstart", "hear the shipped adapter, train a fresh one, read the report", as_json=False)
     sub.add_argument("--minutes", type=_seconds, default=5.0, help="training time to aim for")
     sub.add_argument("--out", type=Path, default=Path("runs/quickstart"))
@@ -285,6 +296,21 @@ def _inspect(arguments: argparse.Namespace) -> Any:
     if not arguments.json:
         print(value.pop("text"))
     return {k: v for k, v in value.items() if k != "text"}
+
+
+def _convert(arguments: argparse.Namespace) -> Any:
+    _quiet()
+    from .convert import convert
+
+    value = convert(arguments.checkpoint, arguments.out, arguments.encoder, arguments.llm, arguments.pooling)
+    if not arguments.json:
+        steered = f"{value['layers']} layers, {value['experts']} experts, " if value["layers"] else ""
+        print(f"{value['kind']}: {steered}width {value['width']}, LLM width {value['llm_width']}, "
+              f"{value['parameters']:,} parameters")  # fmt: skip
+        for end in ("encoder", "llm"):
+            print(f"{end}: {value[end]} ({value['compared'][end]} LayerNorms compared, equal)")
+        print(f"adapter: {value['adapter']}")
+    return value
 
 
 def _quickstart(arguments: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertLMHeadModel,
+    Gemma2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MoonshineConfig,
@@ -29,6 +30,7 @@ from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TSp
 
 from steermoe.errors import FetchError, UsageError
 from steermoe.pretrained import auto_dtype, load_encoder, load_feature_extractor, load_llm, load_tokenizer
+from steermoe.pretrained.load import outline_llm
 
 
 def whisper() -> PreTrainedModel:
@@ -247,3 +249,13 @@ def test_what_is_no_llm_is_refused(tmp_path: Path) -> None:
             FetchError, match=r"new: cannot be loaded: .*`wave2vec3` but Transformers does not recognize"
         ):
             load(str(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Gemma2Config])  # Gemma scales its embeddings by a buffer
+def test_an_outline_has_shapes_and_no_weights(kind: type, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    kind(**sizes, num_attention_heads=2, num_key_value_heads=1).save_pretrained(tmp_path)
+    llm = outline_llm(str(tmp_path))  # no weights are there
+    table = llm.get_input_embeddings()
+    assert table.weight.shape == (50, 16) and float(getattr(table, "embed_scale", 1.0)) == 1.0
+    assert all(p.is_meta and not p.requires_grad for p in llm.parameters()) and not llm.training

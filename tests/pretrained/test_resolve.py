@@ -2,6 +2,7 @@ import hashlib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,10 +175,9 @@ def test_other_tensors_than_the_pinned_are_refused(tmp_path: Path, mirror: list[
 
 
 def test_gated_and_absent_models_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    answer = httpx.Response(403, request=httpx.Request("GET", "https://hub/"))
+    answer: Any = SimpleNamespace(headers={}, request=None, status_code=403)
     for error, says in (
         (
             GatedRepoError("403 Client Error.", response=answer),

@@ -85,6 +85,20 @@ def load_llm(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedMod
     return _frozen(model)
 
 
+def outline_llm(name: str) -> PreTrainedModel:
+    """The causal LLM ``name`` on the meta device: its modules and shapes; its weights are neither read nor allocated."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = resolve(name)
+    with _one_line(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        # Gemma keeps a scale beside its table as a tensor, which has no value here: a plain table in its place.
+        llm.set_input_embeddings(torch.nn.Embedding(*llm.get_input_embeddings().weight.shape))
+    return _frozen(llm)
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of ``name``, chat template included where it has one."""
     from transformers import AutoTokenizer
