@@ -176,26 +176,50 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> list[str]:
-    """Copy those parts of the adapter that fit into ``model``; returns the names of the model's that start anew.
+    """Copy what the adapter in ``folder`` has for ``model``; returns lines that say what starts anew.
 
-    Raises AdapterError when none fits.
+    With another LLM the steering stays, since the encoder still hears what it heard, and the projector and prompt
+    vectors, which speak the LLM's language, start anew. With another encoder everything does. Of the same pair, parts
+    of another shape start anew. Raises AdapterError when the adapter cannot be read, or none of its parts has the shape.
     """
     import torch
 
-    path = Path(folder) / TENSORS
+    content, path = read_config(folder), Path(folder) / TENSORS
     tensors, own = _tensors(path), model.adapter_state()
+
+    def other(end: str, name: str) -> str | None:
+        trained = content["pair"][end]
+        return None if fingerprint(name)["weights"][0] in trained["weights"] else trained["name"]
 
     def part(name: str) -> str:  # a weight without its bias is of no use
         return name.rpartition(".")[0] or name
 
+    if was := other("encoder", model.config.encoder):
+        return [f"{folder} was trained on the encoder {was}, not {model.config.encoder}: everything starts anew"]
+    was = other("llm", model.config.llm)
+    if was:
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("steering.")}
+    count, told = len(model.frames.layers), content["config"].get("steer_layers")
+    steered = list(range(count)) if told is None else [i % count for i in told]
+    moved = model.steering is not None and steered != model.steered_layers
+    if moved:  # vectors of one layer mean nothing to another
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("steering.")}
     unfit = {part(k) for k in own if k not in tensors or tensors[k].shape != own[k].shape}
     fit = [k for k in own if part(k) not in unfit]
-    if not fit:
-        raise AdapterError(f"{path}: none of its tensors fits this model; was it trained for another pair?")
     with torch.no_grad():
         for name in fit:
             own[name].copy_(tensors[name])
-    return sorted(own.keys() - set(fit))
+    lines = []
+    if was:
+        kept = "its steering is kept, the rest starts anew" if fit else "nothing of it fits, everything starts anew"
+        lines.append(f"{folder} was trained for the LLM {was}, not {model.config.llm}: {kept}")
+    if moved and any(name.startswith("steering.") for name in _tensors(path)):
+        lines.append(f"{folder} steers the layers {steered}, not {model.steered_layers}: the steering starts anew")
+    if not fit and not lines:
+        raise AdapterError(f"{path}: none of its tensors fits this model")
+    if not lines and (new := sorted(own.keys() - set(fit))):
+        lines.append(f"{folder} has no {', '.join(new)} of this shape: they start anew")
+    return lines
 
 
 def load_tensors(model: SteerMoEForConditionalGeneration, folder: str | Path) -> None:

@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("config", help="YAML recipe; further key=value arguments override it")
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     sub.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in out")
-    sub.add_argument("--init-from", metavar="ADAPTER", help="start from another adapter of the same pair")
+    sub.add_argument(
+        "--init-from", metavar="ADAPTER", help="start from another adapter; of one for another LLM the steering is kept"
+    )
 
     sub = command("evaluate", "score an adapter on a test set", adapter=True)
     sub.add_argument("--suite", default="asr", choices=["asr"])

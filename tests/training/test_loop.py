@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from itertools import islice, pairwise
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 from steermoe.adapter import start_from
 from steermoe.config import build
@@ -263,8 +266,6 @@ def test_init_from_starts_there(recipe: Values, tmp_path: Path) -> None:
     for group in second["stages"][0]["rates"]:
         second["stages"][0]["rates"][group] = 0.0  # moves nothing
     folder = train(build(Recipe, second), init_from=str(first))
-    from safetensors.torch import load_file
-
     a, b = (load_file(f / "adapter_model.safetensors") for f in (first, folder))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -285,11 +286,11 @@ def test_init_from_keeps_what_fits_and_says_what_starts_anew(recipe: Values, tmp
     larger = {**recipe["model"], "prompt_vectors": 3, "context": 1, "hidden": 4}
     second = {**recipe, "out": str(tmp_path / "second"), "seed": 9, "model": larger, "init_from": str(first)}
     model = new_model(build(Recipe, second))
-    new = start_from(model, first)
-    assert new[-1] == "prompt_vectors" or "prompt_vectors" in new
+    (line,) = start_from(model, first)
+    found = re.fullmatch(rf"{first} has no (.+) of this shape: they start anew", line)
+    assert found
+    new = found.group(1).split(", ")
     assert all(name == "prompt_vectors" or ".context." in name for name in new) and len(new) == 7
-    from safetensors.torch import load_file
-
     old = load_file(first / "adapter_model.safetensors")
     assert all(torch.equal(v, old[k]) for k, v in model.adapter_state().items() if k not in new)
     train(build(Recipe, second))
@@ -298,6 +299,50 @@ def test_init_from_keeps_what_fits_and_says_what_starts_anew(recipe: Values, tmp
         {"objectives": {"ce": 1.0}, "trains": ["projector"]}]}))  # fmt: skip
     with torch.no_grad(), pytest.raises(AdapterError, match="none of its tensors fits"):
         start_from(foreign, first)
+
+
+def swapped(recipe: Values, tmp_path: Path, end: str) -> tuple[Path, Values]:
+    """A trained adapter, and the same recipe with another model of the same shape at one end."""
+    first = train(build(Recipe, recipe))
+    shutil.copytree(recipe["model"][end], tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in weights.items()}, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    other = {**recipe["model"], end: str(tmp_path / "other")}
+    return first, {**recipe, "out": str(tmp_path / "second"), "seed": 9, "model": other}
+
+
+def test_another_llm_keeps_the_steering(recipe: Values, tmp_path: Path, capsys: Any) -> None:
+    first, second = swapped(recipe, tmp_path, "llm")
+    model, fresh = new_model(build(Recipe, second)), new_model(build(Recipe, second)).adapter_state()
+    (line,) = start_from(model, first)
+    assert line == (
+        f"{first} was trained for the LLM {recipe['model']['llm']}, not {second['model']['llm']}: "
+        "its steering is kept, the rest starts anew"
+    )
+    old = load_file(first / "adapter_model.safetensors")
+    for name, tensor in model.adapter_state().items():
+        assert torch.equal(tensor, old[name] if name.startswith("steering.") else fresh[name])
+    folder = train(build(Recipe, second), init_from=str(first))
+    assert line in capsys.readouterr().err
+    assert json.loads((folder / "adapter_config.json").read_text())["pair"]["llm"]["name"] == second["model"]["llm"]
+
+
+def test_another_encoder_starts_anew(recipe: Values, tmp_path: Path) -> None:
+    first, second = swapped(recipe, tmp_path, "encoder")
+    model, fresh = new_model(build(Recipe, second)), new_model(build(Recipe, second)).adapter_state()
+    (line,) = start_from(model, first)
+    assert line.startswith(f"{first} was trained on the encoder") and line.endswith("everything starts anew")
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in model.adapter_state().items())
+
+
+def test_other_layers_start_anew(recipe: Values, tmp_path: Path) -> None:
+    first = train(build(Recipe, {**recipe, "model": {**recipe["model"], "steer_layers": [0]}}))
+    second = {**recipe, "out": str(tmp_path / "second"), "model": {**recipe["model"], "steer_layers": [-1]}}
+    model, fresh = new_model(build(Recipe, second)), new_model(build(Recipe, second)).adapter_state()
+    (line,) = start_from(model, first)
+    assert line == f"{first} steers the layers [0], not [1]: the steering starts anew"
+    assert torch.equal(model.adapter_state()["steering.vectors"], fresh["steering.vectors"])
+    assert not torch.equal(model.adapter_state()["projector.proj.weight"], fresh["projector.proj.weight"])
 
 
 def test_broken_clips_are_skipped_and_named(recipe: Values, tmp_path: Path, manifest: Path, capsys: Any) -> None:

@@ -104,7 +104,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     stages: list[Stage] = field(default_factory=lambda: [Stage()])
     init_from: str | None = None
-    """An adapter of the same pair to start from; else everything starts at random."""
+    """An adapter to start from, else everything starts at random. Of one with another LLM the steering is kept."""
     out: str = "runs/unnamed"
     seed: int = 0
     log_every: int = 10

@@ -81,8 +81,7 @@ def train(recipe: Recipe, resume: bool = False, init_from: str | None = None) ->
         from ..adapter import start_from
         from ..inference.ears import find_adapter
 
-        new = start_from(model, find_adapter(recipe.init_from))
-        if new:
-            print(f"{recipe.init_from} has no {', '.join(new)} of this shape: they start anew", file=sys.stderr)
+        for line in start_from(model, find_adapter(recipe.init_from)):
+            print(line, file=sys.stderr)
     ears = from_model(model, recipe.out)
     return Trainer(recipe, model, ears.processor).run(resume, validator(recipe, ears))
