@@ -23,6 +23,7 @@ import yaml
 from steermoe.adapter import TENSORS
 from steermoe.cli import main
 from steermoe.inference.ears import Ears, load
+from steermoe.pretrained import load_llm
 
 Run = Callable[..., tuple[int, list[str], list[str]]]
 
@@ -280,3 +281,23 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         )
         _, stderr = child.communicate(timeout=60)
     assert (child.returncode, stderr) == (0, "")
+
+
+def test_inspect_pair(run: Run, pair: Any, tmp_path: Path) -> None:
+    code, out, _ = run("inspect", "--pair", pair.encoder, pair.llm, "--json")
+    value = json.loads(out[-1])
+    assert code == 0
+    assert (value["layers"], value["layers_at"], value["width"], value["llm_width"]) == (2, "layers", 32, 48)
+    assert (value["frames_a_second"], value["audio_tokens_a_second"], value["window"]) == (50, 12.5, 30)
+    # L N D vectors, (D + 1) L N of router, L scales; (D + 1) D_llm of the linear projection
+    assert value["trained"]["steering"] == 2 * 8 * 32 + 33 * 2 * 8 + 2
+    assert value["trained"]["linear"] == 33 * 48
+    llm = load_llm(pair.llm)
+    assert value["frozen"]["llm"] == sum(p.numel() for p in llm.parameters())  # a tied head counts once
+    assert value["bytes"]["llm"] == value["frozen"]["llm"] * llm.dtype.itemsize
+    code, out, _ = run("inspect", "--pair", pair.encoder, pair.llm)
+    assert code == 0
+    assert "2 x WhisperEncoderLayer at layers, width 32" in "\n".join(out)
+    code, _, err = run("inspect", "--pair", pair.encoder, pair.llm, "--out", tmp_path / "x.png")
+    assert code == 2
+    assert "nothing is heard" in err[-1]

@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("inspect", "parameters, and how the router routes one clip", adapter=True)
     sub.add_argument("audio", nargs="?", help="with it: routing statistics, and a picture with --out")
     sub.add_argument("--out", type=Path, help="PNG of the gates under the spectrogram")
+    sub.add_argument("--pair", nargs=2, metavar=("ENCODER", "LLM"), help="instead: what would be steered between these")
 
     sub = command("convert", "the paper authors' checkpoint to an adapter")
     sub.add_argument(
@@ -292,9 +293,13 @@ def _chat(arguments: argparse.Namespace) -> Any:
 
 def _inspect(arguments: argparse.Namespace) -> Any:
     _quiet()
-    from .inspection import inspect
+    from .inspection import inspect, inspect_pair
 
-    value = inspect(arguments.adapter, arguments.audio, arguments.out)
+    if arguments.pair and (arguments.audio or arguments.out):
+        raise UsageError("--pair looks at two models, nothing is heard: leave out the audio and --out")
+    value = (
+        inspect_pair(*arguments.pair) if arguments.pair else inspect(arguments.adapter, arguments.audio, arguments.out)
+    )
     if not arguments.json:
         print(value.pop("text"))
     return {k: v for k, v in value.items() if k != "text"}

@@ -11,6 +11,7 @@ import torch
 
 from .analysis import plot_gates, routing_statistics
 from .audio import RATE, decode
+from .config import SteerMoEConfig
 from .errors import UsageError
 from .inference.ears import Ears, load
 
@@ -80,4 +81,67 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
             lines.append(f"picture: {out}")
             value["picture"] = str(out)
     value["text"] = "\n".join(lines)
+    return value
+
+
+def inspect_pair(encoder: str, llm: str) -> dict[str, Any]:
+    """What would be steered between two models, before anything is trained; of the LLM its shapes alone are looked at.
+
+    Audio tokens are those of the default pooling of four frames (a lexical projector gives one a spoken token, so
+    fewer). Memory is that of weights as they would be loaded here, and of the adapter with gradients and AdamW's moments.
+    """
+    from .encoders import wrap
+    from .model import SteerMoEForConditionalGeneration
+    from .pretrained import auto_dtype, load_encoder, load_feature_extractor
+    from .pretrained.load import outline_llm
+
+    outline = outline_llm(llm)
+    frames = wrap(load_encoder(encoder), load_feature_extractor(encoder))
+    names = {module: name for name, module in frames.encoder.named_modules()}
+    where, kind = names[frames.layers[0]].rpartition(".")[0], type(frames.layers[0]).__name__
+    trained: dict[str, int] = {}
+    for projector in ("lexical", "linear", "mlp"):
+        config = SteerMoEConfig(encoder=encoder, llm=llm, projector=projector)  # type: ignore[arg-type]
+        model = SteerMoEForConditionalGeneration(config, frames, outline)
+        if model.attached is not None:
+            model.attached.remove()
+        counts = {name: tensor.numel() for name, tensor in model.adapter_state().items()}
+        trained["steering"] = sum(n for name, n in counts.items() if name.startswith("steering."))
+        trained[projector] = sum(counts.values()) - trained["steering"]
+    table = outline.get_input_embeddings().weight
+    bytes_each = torch.finfo(auto_dtype("cuda" if torch.cuda.is_available() else "cpu")).bits // 8
+    frozen = {"encoder": frames.encoder, "llm": outline}
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in frozen.items()}
+    adapter = trained["steering"] + trained["lexical"]
+    memory = {name: bytes_each * count for name, count in sizes.items()} | {"adapter in training": 16 * adapter}
+    value: dict[str, Any] = {
+        "encoder": encoder,
+        "llm": llm,
+        "layers": len(frames.layers),
+        "layers_at": where,
+        "width": frames.width,
+        "frames_a_second": frames.rate,
+        "audio_tokens_a_second": frames.rate / config.kernel,
+        "window": frames.window,
+        "batches_padded": frames.pads,
+        "llm_width": table.shape[1],
+        "vocabulary": table.shape[0],
+        "frozen": sizes,
+        "trained": trained,
+        "bytes": memory,
+    }
+    padding = "padded to the longest clip" if value["batches_padded"] else "of equal lengths (padding would be heard)"
+    experts = config.num_experts
+    value["text"] = "\n".join(
+        [
+            f"encoder   {encoder}: {sizes['encoder']:,} parameters, frozen",
+            f"steered   {len(frames.layers)} x {kind} at {where or 'its top'}, width {frames.width}",
+            f"frames    {frames.rate:g} a second, windows of up to {frames.window:g} s, batches {padding}",
+            f"tokens    {value['audio_tokens_a_second']:g} a second into the LLM; lexical: one a spoken token",
+            f"LLM       {llm}: {sizes['llm']:,} parameters, frozen; width {table.shape[1]}, {table.shape[0]:,} tokens",
+            f"trained   {trained['steering']:,} of steering ({experts} experts a layer) and {trained['lexical']:,} (lexical), "
+            f"{trained['linear']:,} (linear) or {trained['mlp']:,} (mlp) of projector",
+            "memory    " + ", ".join(f"{name} {count / 1e6:,.0f} MB" for name, count in memory.items()),
+        ]
+    )
     return value

@@ -35,6 +35,7 @@ class EncoderFrames(nn.Module):
     - ``features(clips)``: waveforms to input features and their lengths, as a batch
     - ``enter(features, lengths, first)``, then ``leave(x, lengths, first)``: the encoder before and from layer ``first``
       on (``len(layers)``: all of it before). What enters can be kept where ``divisible``, or where that is all
+    - ``pads``: whether a batch may be padded; else clips of equal length go through together
     - ``final_norm``: the LayerNorm behind the layers where it can be moved behind the pooling, else None
 
     A family that knows better than the probe overrides ``output_lengths`` or ``window_seconds``.

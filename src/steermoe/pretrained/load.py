@@ -96,6 +96,7 @@ def outline_llm(name: str) -> PreTrainedModel:
         llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         # Gemma keeps a scale beside its table as a tensor, which has no value here: a plain table in its place.
         llm.set_input_embeddings(torch.nn.Embedding(*llm.get_input_embeddings().weight.shape))
+        llm.tie_weights()  # to the head, where the config says so
     return _frozen(llm)
 
 
