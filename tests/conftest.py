@@ -15,6 +15,17 @@ import torch
 from steermoe.inference.ears import Ears, from_model
 from steermoe.model import SteerMoEForConditionalGeneration
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--support-table", metavar="FILE", help="write what the contract suites saw (see support.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from .support import configure
+
+    configure(config)
+
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if tools %}{{ tools | tojson }}\n{% endif %}"

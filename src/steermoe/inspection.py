@@ -32,12 +32,15 @@ def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndar
     model = ears.model
     if model.steering is None:
         return [], np.zeros((0, 0)), []
+    from transformers import WhisperFeatureExtractor  # its log-mel, whatever the encoder itself is given
+
     window = samples[: int(model.frames.window * RATE)]
     inputs = ears.processor.features([window])
     with model.steering.recording() as record:
         model.encode(inputs["input_features"].to(model.device), inputs["feature_lengths"].to(model.device))
-    gates = [record[layer][0].float().cpu().numpy() for layer in sorted(record)]
-    return gates, inputs["input_features"][0].numpy(), model.steering.scales.detach().tolist()
+    gates = [record[layer].flatten(0, -2).float().cpu().numpy() for layer in sorted(record)]
+    heard = WhisperFeatureExtractor()(window, sampling_rate=RATE, padding="do_not_pad", truncation=False)
+    return gates, np.asarray(heard["input_features"][0]), model.steering.scales.detach().tolist()
 
 
 def picture(ears: Ears, samples: np.ndarray, title: str = "", dark: bool = False) -> bytes:

@@ -13,6 +13,9 @@ from transformers import (
     ASTModel,
     AudioFlamingo3Encoder,
     AudioFlamingo3EncoderConfig,
+    ClapAudioConfig,
+    ClapAudioModel,
+    ClapFeatureExtractor,
     Data2VecAudioConfig,
     Data2VecAudioModel,
     HubertConfig,
@@ -45,6 +48,8 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
 )
+from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
+from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
 from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TSpeechEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -167,9 +172,45 @@ SECOND: dict[str, Family] = {
         lambda: VoxtralEncoder(VoxtralEncoderConfig(**COMMON, num_mel_bins=80, max_source_positions=200)),
         mels,
     ),
+    "qwen3_asr": (
+        lambda: Qwen3ASREncoder(
+            Qwen3ASREncoderConfig(
+                d_model=D,
+                encoder_layers=3,
+                encoder_attention_heads=4,
+                encoder_ffn_dim=48,
+                num_mel_bins=80,
+                downsample_hidden_size=16,
+            )
+        ),
+        mels,
+    ),
     "speech_to_text": (
         speech_to_text,
         lambda: Speech2TextFeatureExtractor(feature_size=80, num_mel_bins=80),
+    ),
+}
+
+
+def clap() -> nn.Module:
+    return ClapAudioModel(
+        ClapAudioConfig(
+            depths=[1] * 4, num_attention_heads=[1] * 4, patch_embeds_hidden_size=16, hidden_size=128, patch_size=4
+        )
+    )
+
+
+# What is not steered: the encoder, the line that says so (None: its extractor cannot be built here), and why.
+REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, Any]] | None, str | None, str]] = {
+    "clap": (
+        lambda: (clap(), ClapFeatureExtractor()),
+        "its input .* is no sequence of samples or spectra",
+        "A Swin transformer over spectrogram images: its width doubles from stage to stage, and steering needs one width.",
+    ),
+    "granite_speech, granite_speech5": (
+        None,
+        None,
+        "Their feature extractors need torchaudio, whose wheels do not load beside a CPU torch: nothing to test with.",
     ),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,12 @@ from steermoe.model import SteerMoEForConditionalGeneration
 from steermoe.pretrained import load_encoder, load_feature_extractor, load_llm
 from steermoe.steering import Steering
 
-from .families import FIRST, SECOND, build
+from ..llms.families import FAMILIES as LLMS
+from .families import FIRST, REFUSED, SECOND, build
 
 Speech = Callable[..., np.ndarray]
 ALL = {**FIRST, **SECOND}
-SECONDS = (1.2, 0.43, 0.9)
+SECONDS = (1.2, 0.43, 0.9, *(0.5 + 0.02 * k for k in range(8)))  # a strided convolution leaks at some lengths only
 
 
 @pytest.fixture(params=ALL, scope="module")
@@ -56,6 +58,9 @@ def steering(frames: Any, scale: float = 0.5) -> Steering:
 
 def plain(frames: Any, clip: np.ndarray) -> Tensor:
     """The encoder as its documentation calls it."""
+    if frames.encoder.config.model_type == "qwen3_asr_encoder":  # a whole window, of which it takes what the mask has
+        inputs = frames.extractor(clip, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt")
+        return frames.encoder(inputs["input_features"], inputs["attention_mask"]).last_hidden_state
     options = {"return_attention_mask": True} if frames.encoder.config.model_type == "audioflamingo3_encoder" else {}
     inputs = dict(frames.extractor(clip, sampling_rate=16_000, return_tensors="pt", **options))
     if "attention_mask" in inputs and options:
@@ -333,3 +338,20 @@ def test_layers_that_cannot_be_steered_are_named() -> None:
     """A list of layers of several widths: the convolutions of a front end."""
     with pytest.raises(UsageError, match=r"Wav2Vec2Model: of its 3 layers .* needs \(batch, time, width\) from each"):
         wrap(*build(FIRST["wav2vec2"]), layers="feature_extractor.conv_layers")
+
+
+@pytest.mark.parametrize("name", [name for name, (make, _, _) in REFUSED.items() if make])
+def test_what_cannot_be_steered_is_refused(name: str) -> None:
+    make, line, _ = REFUSED[name]
+    assert make is not None
+    with pytest.raises(UsageError, match=line):
+        wrap(*make(), layers="audio_encoder.layers")
+
+
+def test_the_support_table_has_every_family() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "support.md").read_text()
+    for family in (*ALL, *REFUSED, *LLMS):
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| {family} |"))
+        if family not in REFUSED:
+            passed, of = row.split("|")[3].split(" of ")
+            assert int(passed) == int(of) > 8, row

@@ -7,12 +7,14 @@ from typing import Any
 from ..errors import UsageError
 from .fireredasr import FireRedFrames
 from .frames import EncoderFrames
+from .qwen3_asr import Qwen3ASRFrames
 from .seamless import SeamlessFrames
 from .whisper import WhisperFrames
 
 # Families of which more must be known than the probe finds out, by model_type.
 FAMILIES: dict[str, type[EncoderFrames]] = {
     "fireredasr": FireRedFrames,
+    "qwen3_asr_encoder": Qwen3ASRFrames,
     "seamless_m4t": SeamlessFrames,
     "seamless_m4t_v2": SeamlessFrames,
 }

@@ -1,6 +1,6 @@
 """SeamlessM4T's speech encoder: w2v-BERT layers, then an adapter that keeps one frame in eight.
 
-Its padded frames reach the adapter's strided convolution, so clips are batched by equal length.
+The adapter's convolution reaches up to four frames past a clip's end, so clips are batched by equal length.
 """
 
 from __future__ import annotations
