@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from steermoe.config import SteerMoEConfig
+from steermoe.encoders import wrap
 from steermoe.errors import UsageError
 from steermoe.inference.ears import Ears
 from steermoe.model import IGNORED, SteerMoEForConditionalGeneration
+from steermoe.pretrained import load_llm
+
+from .encoders.families import FIRST
+from .encoders.families import build as build_encoder
 
 Make = Callable[..., Ears]
 Speech = Callable[..., np.ndarray]
@@ -146,3 +153,20 @@ def test_long_audio_is_heard_window_by_window(make: Make, speech: Speech) -> Non
         whole = e.model.hear(inputs["input_features"], inputs["feature_lengths"], inputs["audio_windows"])
         each = e.model.hear(inputs["input_features"], inputs["feature_lengths"], torch.ones(3, dtype=torch.long))
     assert torch.equal(whole[0], torch.cat(each[:2])) and torch.equal(whole[1], each[2])
+
+
+@pytest.mark.parametrize(
+    ("family", "kernel", "told"), [("whisper", 4, None), ("parakeet", 1, None), ("parakeet", 3, 3)]
+)
+def test_about_twelve_tokens_a_second_whatever_the_encoder(
+    pair: Any, family: str, kernel: int, told: int | None
+) -> None:
+    """So that a pair is swapped by its names alone; what was chosen is kept with the adapter."""
+    frames = wrap(*build_encoder(FIRST[family]))
+    llm = load_llm(pair.llm, torch.float32)
+    for projector in ("lexical", "linear", "mlp"):
+        config = SteerMoEConfig(encoder="one", llm=pair.llm, projector=projector, kernel=told)
+        model = SteerMoEForConditionalGeneration(config, frames, llm)
+        assert model.attached is not None
+        model.attached.remove()
+        assert model.projector.kernel == model.config.kernel == kernel

@@ -36,8 +36,8 @@ class SteerMoEConfig:
     """How frames become embeddings; `linear` is the paper's, `lexical` ours."""
     pooling: Literal["mean", "max", "stack"] = "mean"
     """How `linear` pools; `lexical` and `mlp` always stack."""
-    kernel: int = 4
-    """Frames pooled into one (4: 12.5 a second for Whisper)."""
+    kernel: int | None = None
+    """Frames that become one audio token; left out, as many as make 12.5 tokens a second, the paper's rate."""
     temperature: float = 0.0
     """Sharpening of the lexical read-out; 0 is the arg-max token's own embedding."""
     blank_penalty: float = 0.0
@@ -69,8 +69,8 @@ class SteerMoEConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_experts", "kernel", "hidden", "readings"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name}={value}: must be at least 1")
         if self.piece_seconds is not None and self.piece_seconds < 1:
             raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
         for name in ("temperature", "prompt_vectors", "context", "llm_weight", "llm_margin"):

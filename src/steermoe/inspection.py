@@ -90,8 +90,7 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
 def inspect_pair(encoder: str, llm: str) -> dict[str, Any]:
     """What would be steered between two models, before anything is trained; of the LLM its shapes alone are looked at.
 
-    Audio tokens are those of the default pooling of four frames (a lexical projector gives one a spoken token, so
-    fewer). Memory is that of weights as they would be loaded here, and of the adapter with gradients and AdamW's moments.
+    Audio tokens are those of the default pooling (a lexical projector gives one a spoken token, so fewer). Memory is that of weights as they would be loaded here, and of the adapter with gradients and AdamW's moments.
     """
     from .encoders import wrap
     from .model import SteerMoEForConditionalGeneration
@@ -124,7 +123,7 @@ def inspect_pair(encoder: str, llm: str) -> dict[str, Any]:
         "layers_at": where,
         "width": frames.width,
         "frames_a_second": frames.rate,
-        "audio_tokens_a_second": frames.rate / config.kernel,
+        "audio_tokens_a_second": frames.rate / model.projector.kernel,
         "window": frames.window,
         "batches_padded": frames.pads,
         "llm_width": table.shape[1],

@@ -24,6 +24,7 @@ from .lexical import LexicalProjector
 from .projector import LinearProjector, MLPProjector, Projected
 from .steering import Steering
 
+TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
 IGNORED = -100  # label value that no loss counts
 
 
@@ -55,17 +56,18 @@ class SteerMoEForConditionalGeneration(nn.Module):
         if layers and not -len(frames.layers) <= min(layers) <= max(layers) < len(frames.layers):
             raise UsageError(f"steer_layers={layers}: the encoder has {len(frames.layers)} layers, 0 is the first")
         self.steering = Steering(len(layers), config.num_experts, frames.width, config.scale) if config.steer else None
+        kernel = config.kernel = config.kernel or max(1, round(frames.rate / TOKENS_A_SECOND))
         self.projector: LexicalProjector | LinearProjector | MLPProjector
         if config.projector == "lexical":
             lexicon = table if scale == 1.0 else table.detach() * scale
             self.projector = LexicalProjector(
-                frames.out_width, lexicon, config.kernel, config.temperature, config.blank_penalty,
+                frames.out_width, lexicon, kernel, config.temperature, config.blank_penalty,
                 config.context, config.hidden,
             )  # fmt: skip
         elif config.projector == "mlp":
-            self.projector = MLPProjector(frames.out_width, llm_width, config.kernel)
+            self.projector = MLPProjector(frames.out_width, llm_width, kernel)
         else:
-            self.projector = LinearProjector(frames.out_width, llm_width, config.kernel, config.pooling)
+            self.projector = LinearProjector(frames.out_width, llm_width, kernel, config.pooling)
         # Drawn from the table's own rows: vectors of a length the LLM is used to.
         start = table[torch.randint(len(table), (config.prompt_vectors,))].detach().float() * scale
         self.prompt_vectors = nn.Parameter(start)

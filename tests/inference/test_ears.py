@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import speechlike
 
 from steermoe.errors import AdapterError, AudioError, UsageError
 from steermoe.inference.decoding import greedy
 from steermoe.inference.ears import Ears, find_adapter, load, needed_models
 from steermoe.projector import Projected
+from tests.conftest import speechlike
 
 
 def test_one_in_one_out_a_list_in_a_list_out(ears: Ears, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import speechlike
 
 from steermoe.inference.ears import Ears
 from steermoe.inference.readings import best_reading, likelihoods, prefix_beam
+from tests.conftest import speechlike
 
 FRAMES, VOCAB = 5, 3
 
