@@ -68,11 +68,17 @@ def test_a_draft_never_changes_the_text(ears: Ears, seed: int, monkeypatch: pyte
     shorter = [t for t in wanted if rng.random() < 0.8]
     passes: list[int] = []
     monkeypatch.setattr(llm, "forward", lambda *a, _f=llm.forward, **k: passes.append(1) or _f(*a, **k))
-    for draft in ([], wanted, noisy, shorter, noisy[::-1]):
+    drafts = [[], wanted, noisy, shorter, noisy[::-1]]
+    for draft in drafts:
         passes.clear()
-        assert greedy(llm, prompt, draft, ears._ends(), 40) == wanted
+        assert greedy(llm, [prompt], [draft], ears._ends(), [40]) == [wanted]
         if draft is wanted and len(wanted) > 4:
             assert len(passes) < len(wanted)
+    other = torch.randn(4, 48, generator=torch.Generator().manual_seed(seed + 9))
+    (alone,) = greedy(llm, [other], [noisy], ears._ends(), [11])
+    prompts, limits = [prompt] * 3 + [other] + [prompt] * 2, [40, 40, 40, 11, 40, 0]
+    written = greedy(llm, prompts, [*drafts[:3], noisy, drafts[4], noisy], ears._ends(), limits)
+    assert written == [wanted, wanted, wanted, alone, wanted, []]  # whatever is beside it in a batch
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -81,15 +87,17 @@ def test_with_a_margin_the_draft_stands_unless_clearly_unlikely(ears: Ears, seed
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randn(9, 48, generator=generator)
     draft = torch.randint(5, 250, (20,), generator=generator).tolist()
-    assert greedy(llm, prompt, draft, ends, 40, margin=1e6) == draft  # nothing is that unlikely: read, then end
-    assert greedy(llm, prompt, draft, ends, 7, margin=1e6) == draft[:7]
-    assert greedy(llm, prompt, draft, ends, 40, margin=0.0) == greedy(llm, prompt, [], ends, 40)
+    assert (
+        greedy(llm, [prompt], [draft], ends, [40], margin=1e6)[0] == draft
+    )  # nothing is that unlikely: read, then end
+    assert greedy(llm, [prompt], [draft], ends, [7], margin=1e6)[0] == draft[:7]
+    assert greedy(llm, [prompt], [draft], ends, [40], margin=0.0)[0] == greedy(llm, [prompt], [[]], ends, [40])[0]
     table = llm.get_input_embeddings()(torch.tensor([draft]))
     logits = llm(inputs_embeds=torch.cat([prompt[None], table], dim=1)).logits[0, 8:-1]
     short = (logits.max(dim=-1).values - logits[range(20), draft]).tolist()  # what each drafted token lacks
     margin = sorted(short)[10] + 1e-4
     first = next(i for i, lacks in enumerate(short) if lacks > margin)
-    written = greedy(llm, prompt, draft, ends, 40, margin=margin)
+    written = greedy(llm, [prompt], [draft], ends, [40], margin=margin)[0]
     assert written[:first] == draft[:first]
     assert written[first : first + 1] != draft[first : first + 1]  # the LLM's own token, or the end
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from steermoe.inference.ears import Ears
-from steermoe.inference.readings import best_reading, likelihoods, prefix_beam
+from steermoe.inference.readings import Judge, Prefix, best_readings, likelihoods, prefix_beam
 from tests.conftest import speechlike
 
 FRAMES, VOCAB = 5, 3
+
+
+def search(
+    logits: torch.Tensor, width: int, weigh: Callable[[list[Prefix]], list[float]] | None = None, every: int = 4
+) -> list[tuple[Prefix, float]]:
+    """The beam's result, where ``weigh`` answers it; else by sound alone."""
+    beam = prefix_beam(logits, width, every=every)
+    asked = next(beam)
+    while True:
+        try:
+            asked = beam.send(weigh(asked) if weigh else [0.0] * len(asked))
+        except StopIteration as done:
+            return done.value
 
 
 def every_reading(logits: torch.Tensor) -> dict[tuple[int, ...], float]:
@@ -29,7 +43,7 @@ def every_reading(logits: torch.Tensor) -> dict[tuple[int, ...], float]:
 def test_a_wide_beam_finds_every_reading_and_its_probability(seed: int) -> None:
     logits = torch.randn(FRAMES, VOCAB + 1, generator=torch.Generator().manual_seed(seed)) * 2
     wanted = every_reading(logits)
-    found = prefix_beam(logits, width=10_000)
+    found = search(logits, width=10_000)
     assert {tokens for tokens, _ in found} == set(wanted)
     for tokens, chance in found:
         assert chance == pytest.approx(wanted[tokens], abs=1e-4)
@@ -39,15 +53,15 @@ def test_a_wide_beam_finds_every_reading_and_its_probability(seed: int) -> None:
 def test_a_narrow_beam_keeps_the_best() -> None:
     logits = torch.randn(FRAMES, VOCAB + 1, generator=torch.Generator().manual_seed(9)) * 4
     best = max(every_reading(logits).items(), key=lambda item: item[1])[0]
-    found = prefix_beam(logits, width=4)
+    found = search(logits, width=4)
     assert len(found) == 4 and found[0][0] == best
 
 
 def test_sure_silence_changes_nothing_but_parts_equal_tokens() -> None:
     word, silence = torch.tensor([6.0, 0, 0, 0]), torch.tensor([0.0, 0, 0, 30])
-    assert prefix_beam(torch.stack([silence] * 9), width=8)[0][0] == ()
-    assert prefix_beam(torch.stack([word, silence, silence, word]), width=8)[0][0] == (0, 0)
-    assert prefix_beam(torch.stack([word, word, silence]), width=8)[0][0] == (0,)
+    assert search(torch.stack([silence] * 9), width=8)[0][0] == ()
+    assert search(torch.stack([word, silence, silence, word]), width=8)[0][0] == (0, 0)
+    assert search(torch.stack([word, word, silence]), width=8)[0][0] == (0,)
 
 
 def test_a_tree_of_readings_scores_as_each_alone(ears: Ears) -> None:
@@ -71,12 +85,12 @@ def test_what_weighs_is_asked_in_time_and_decides() -> None:
         asked.append(max(map(len, prefixes)))
         return [float(sum(prefix)) for prefix in prefixes]
 
-    assert prefix_beam(logits, width=4)[0][0] == (0,) * 10
-    best, score = prefix_beam(logits, width=16, weigh=weigh, every=2)[0]
+    assert search(logits, width=4)[0][0] == (0,) * 10
+    best, score = search(logits, width=16, weigh=weigh, every=2)[0]
     assert best == (1,) * 10 and score == pytest.approx(10 - 10 * math.log(1 + math.exp(0.1)), abs=0.05)
     assert asked == [2, 4, 6, 8, 10, 10]
     # Asked only at the end, a beam of sixteen has long lost what would be liked.
-    assert prefix_beam(logits, width=16, weigh=weigh, every=99)[0][0] != (1,) * 10
+    assert search(logits, width=16, weigh=weigh, every=99)[0][0] != (1,) * 10
 
 
 def test_the_llm_decides_between_what_sounds_alike(ears: Ears) -> None:
@@ -85,8 +99,34 @@ def test_the_llm_decides_between_what_sounds_alike(ears: Ears) -> None:
     likely, other = (50, 51) if first > second else (51, 50)
     logits = torch.full((3, 301), -20.0)
     logits[0, [other, likely]], logits[1, 300], logits[2, 60] = torch.tensor([5.0, 4.9]), 9.0, 9.0
-    assert best_reading(llm, context, logits, 8, weight=0.0, bonus=0.0) == [other, 60]
-    assert best_reading(llm, context, logits, 8, weight=0.11 / abs(first - second), bonus=0.0) == [likely, 60]
+    assert best_readings(llm, context, [logits], 8, weight=0.0, bonus=0.0) == [[other, 60]]
+    assert best_readings(llm, context, [logits], 8, weight=0.11 / abs(first - second), bonus=0.0) == [[likely, 60]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_growing_readings_score_as_from_the_start(ears: Ears, seed: int) -> None:
+    """Several clips, some of which end early; readings grow, fork and die; what they share is in the cache."""
+    llm, context, rng = ears.model.llm, [1, 5, 9], random.Random(seed)
+    judge, rows = Judge(llm, context, 3), [0, 1, 2]
+    readings: list[list[Prefix]] = [[()], [()], [()]]
+    for _ in range(7):
+        for row in rows:
+            grown = [(*r, *rng.choices(range(3, 300), k=rng.randrange(3))) for r in readings[row] for _ in range(3)]
+            readings[row] = sorted(set(rng.sample(grown, 2 + rng.randrange(2))))[: rng.choice((1, 3))]
+        for row, chances in zip(rows, judge.weigh([readings[row] for row in rows]), strict=True):
+            for reading, chance in zip(readings[row], chances, strict=True):
+                assert chance == pytest.approx(likelihoods(llm, context, [reading])[0], abs=2e-3)
+        going = [place for place in range(len(rows)) if len(rows) == 1 or rng.random() < 0.8] or [0]
+        judge.keep(going)
+        rows = [rows[place] for place in going]
+
+
+def test_clips_are_weighed_together_as_alone(ears: Ears) -> None:
+    llm, context, generator = ears.model.llm, ears.processor.before_speech(), torch.Generator().manual_seed(3)
+    clips = [torch.randn(frames, 301, generator=generator) * 4 for frames in (30, 3, 17, 24)]
+    together = best_readings(llm, context, clips, 8, 0.4, 4.0)
+    assert together == [best_readings(llm, context, [clip], 8, 0.4, 4.0)[0] for clip in clips]
+    assert len({tuple(reading) for reading in together}) == 4
 
 
 def test_one_reading_is_the_arg_max_alone(make: Callable[..., Ears]) -> None:

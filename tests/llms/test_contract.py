@@ -184,7 +184,7 @@ def test_drafts_and_readings_equal_token_by_token(family: str, ears: Ears) -> No
     slow = llm.generate(inputs_embeds=prompt, attention_mask=torch.ones(1, 3).long(), **options)[0].tolist()
     assert can_draft(llm, 12)
     for draft in ([], slow, [*slow[:4], 99, *slow[5:]]):
-        assert greedy(llm, prompt[0], draft, [], 9) == slow
+        assert greedy(llm, [prompt[0]], [draft], [], [9]) == [slow]
 
 
 def test_positions_run_out_in_one_line(family: str, mixed: Ears) -> None:

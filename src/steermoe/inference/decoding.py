@@ -4,7 +4,7 @@ A transcript is mostly what the lexical projector already read. So the LLM is gi
 one pass tells what it would have written after every drafted token; as long as the two agree the tokens are
 its own, and where they first differ its token is taken and the draft is picked up behind it. The result is
 the LLM's greedy text, in a few passes instead of one a token (Leviathan et al., 2023, with CTC as the
-draft model).
+draft model); all texts of a batch go through it together.
 
 With a margin the draft counts for something: it was chosen by sound and LLM together, and a small LLM that is
 asked to repeat it also loops, answers or runs on. Then only a clear objection changes a word.
@@ -12,11 +12,14 @@ asked to repeat it also loops, answers or runs on. Then only a clear objection c
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .feeding import Fed
 
 CHUNK = 16  # drafted tokens checked in one pass: enough to pay, few enough not to waste
 
@@ -47,37 +50,72 @@ def realign(draft: list[int], at: int, token: int) -> list[int]:
 
 @torch.inference_mode()
 def greedy(
-    llm: Any, prompt: Tensor, draft: list[int], ends: Collection[int], limit: int, margin: float = 0.0
-) -> list[int]:
-    """The LLM's greedy tokens after ``prompt`` (S, D_llm), at most ``limit``, without the end token.
+    llm: Any,
+    prompts: Sequence[Tensor],
+    drafts: Sequence[list[int]],
+    ends: Collection[int],
+    limits: Sequence[int],
+    margin: float = 0.0,
+) -> list[list[int]]:
+    """The LLM's greedy tokens after each of ``prompts`` (S_i, D_llm), at most ``limits[i]``, without the end token.
 
-    ``draft`` are token ids it will probably write; ``ends`` the ids that end a turn. A drafted token stands, and
+    ``drafts`` are token ids it will probably write; ``ends`` the ids that end a turn. A drafted token stands, and
     the text ends behind the draft, unless the LLM finds another token more than e^``margin`` times as likely.
     """
-    embedding = llm.get_input_embeddings()
-    written: list[int] = []
-    fed, cache = prompt[None], None
-    while len(written) < limit:
-        chunk = draft[: min(CHUNK, limit - len(written))]
-        if chunk:
-            ids = torch.tensor([chunk], device=prompt.device)
-            fed = torch.cat([fed, embedding(ids).to(fed)], dim=1)
-        out = llm(inputs_embeds=fed, past_key_values=cache, use_cache=True, logits_to_keep=len(chunk) + 1)
-        cache = out.past_key_values
-        logits = out.logits[0].float()
-        best, said = (x.tolist() for x in logits.max(dim=-1))  # after i drafted tokens
-        for i, token in enumerate(draft[: len(said)]):  # the last one follows the chunk
-            if logits[i, token] >= best[i] - margin:
-                said[i] = token
-        agreed = next((i for i, token in enumerate(chunk) if said[i] != token), len(chunk))
-        if agreed == len(draft) and margin and max(logits[agreed, end] for end in ends) >= best[agreed] - margin:
-            return [*written, *chunk]
-        for token in [*chunk[:agreed], said[agreed]]:
-            if token in ends:
-                return written
-            written.append(token)
-        if len(chunk) > agreed:
-            cache.crop(agreed - len(chunk))
-        draft = realign(draft, agreed, said[agreed])
-        fed = embedding(torch.tensor([[said[agreed]]], device=prompt.device)).to(prompt)
-    return written[:limit]
+    embedding, device = llm.get_input_embeddings(), prompts[0].device
+    fed, rows = Fed(llm, len(prompts)), list(range(len(prompts)))
+    written: list[list[int]] = [[] for _ in prompts]
+    left, new = [list(draft) for draft in drafts], list(prompts)  # what is drafted, and what is to be fed, of each
+    lengths = [0] * len(prompts)  # fed so far, and counting
+    rows = [row for row in rows if limits[row] > 0]
+    fed.select(rows)
+    while rows:
+        chunks = [left[row][: min(CHUNK, limits[row] - len(written[row]))] for row in rows]
+        ids = [torch.tensor(chunk, dtype=torch.long, device=device) for chunk in chunks]
+        pieces = [torch.cat([new[row], embedding(i).to(new[row])]) for row, i in zip(rows, ids, strict=True)]
+        longest = max(map(len, pieces))
+        embeds = torch.stack([F.pad(piece, (0, 0, longest - len(piece), 0)) for piece in pieces])
+        place = torch.arange(longest, device=device)
+        pads = torch.tensor([longest - len(piece) for piece in pieces], device=device)[:, None]
+        inside = place >= pads  # (B, Q)
+        seen = torch.ones(longest, longest, dtype=torch.bool, device=device).tril() & inside[:, None]
+        start = torch.tensor([lengths[row] for row in rows], device=device)[:, None]
+        logits = fed.feed(embeds, seen, (start + place - pads).clamp(min=0), max(map(len, chunks)) + 1).float()
+        going = []
+        for i, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
+            agreed, more = _judge(logits[i, -len(chunk) - 1 :], chunk, left[row], ends, margin)
+            written[row] += more
+            kept = len(pieces[i]) - len(chunk) + agreed
+            lengths[row] += kept
+            inside[i, pads[i, 0] + kept :] = False  # drafted, but not written
+            ended = len(more) <= agreed
+            if ended or len(written[row]) >= limits[row]:
+                written[row] = written[row][: limits[row]]
+                continue
+            left[row] = realign(left[row], agreed, more[-1])
+            new[row] = embedding(torch.tensor([more[-1]], device=device)).to(new[row])
+            going.append(i)
+        fed.settle(inside)
+        if len(going) < len(rows):
+            rows = [rows[i] for i in going]
+            fed.select(going)
+    return written
+
+
+def _judge(
+    logits: Tensor, chunk: list[int], draft: list[int], ends: Collection[int], margin: float
+) -> tuple[int, list[int]]:
+    """Logits (C + 1, V) of the last token before ``chunk``, the beginning of ``draft``, and of the chunk's own.
+
+    Returns how many drafted tokens stand, and what is written: those and, unless the text ends, the LLM's own next.
+    """
+    best, said = (x.tolist() for x in logits.max(dim=-1))  # after i drafted tokens
+    for i, token in enumerate(draft[: len(said)]):  # the last one follows the chunk
+        if logits[i, token] >= best[i] - margin:
+            said[i] = token
+    agreed = next((i for i, token in enumerate(chunk) if said[i] != token), len(chunk))
+    if agreed == len(draft) and margin and max(logits[agreed, end] for end in ends) >= best[agreed] - margin:
+        return agreed, chunk
+    told = [*chunk[:agreed], said[agreed]]
+    cut = next((i for i, token in enumerate(told) if token in ends), len(told))
+    return agreed, told[:cut]

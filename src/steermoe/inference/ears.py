@@ -17,7 +17,7 @@ from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .decoding import can_draft, full_attention, greedy
-from .readings import best_reading
+from .readings import best_readings
 
 SHIPPED = Path(__file__).parent.parent / "adapters"
 DEFAULT = "tiny"
@@ -107,13 +107,17 @@ class Ears:
         # limit, so that no text depends on what else is in the batch.
         limits = [int(8 + 1.5 * len(audio)) for audio in audios]
         vectors = self.config.prompt_vectors > 0
-        texts, undrafted = [""] * len(clips), []
+        texts, undrafted, drafted = [""] * len(clips), [], []
         for i, (prompt, audio, limit) in enumerate(zip(prompts, audios, limits, strict=True)):
             length = len(prompt.ids) + len(audio) + self.config.prompt_vectors + limit
             if drafts is None or (drafts[i] and (generate or not can_draft(self.model.llm, length))):
                 undrafted.append(i)
             elif drafts[i]:
-                texts[i] = self._check(prompt, audio, drafts[i], limit, vectors)
+                drafted.append(i)
+        if drafted and drafts is not None:
+            rows = [(prompts[i], audios[i], drafts[i], limits[i]) for i in drafted]
+            for i, text in zip(drafted, self._check(rows, vectors), strict=True):
+                texts[i] = text
         if undrafted:
             mine = None if "max_new_tokens" in generate else [limits[i] for i in undrafted]
             options = {"max_new_tokens": max(mine)} if mine else {}
@@ -138,22 +142,25 @@ class Ears:
         arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
         if isinstance(projector, LexicalProjector) and not arg_max:
             context = self.processor.before_speech()
-            for i, (scores, n) in enumerate(zip(heard.scores, heard.score_lengths.tolist(), strict=True)):
-                if not tokens[i] or not full_attention(model.llm, len(context) + n):
-                    continue
-                how = (config.readings, config.llm_weight, config.token_bonus)
-                chosen = best_reading(model.llm, context, projector.eased(scores[:n]), *how)
+            lengths = heard.score_lengths.tolist()
+            weighed = [i for i, n in enumerate(lengths) if tokens[i] and full_attention(model.llm, len(context) + n)]
+            scores = [projector.eased(heard.scores[i, : lengths[i]]) for i in weighed]
+            how = (config.readings, config.llm_weight, config.token_bonus)
+            chosen_of = best_readings(model.llm, context, scores, *how) if weighed else []
+            for i, chosen in zip(weighed, chosen_of, strict=True):
                 if chosen and chosen != tokens[i]:
                     tokens[i] = chosen
                     audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])
         return audios, tokens
 
-    def _check(self, prompt: Prompt, audio: torch.Tensor, draft: list[int], limit: int, vectors: bool) -> str:
-        """The LLM's transcript, drafted by what was read (see ``decoding.greedy`` for who prevails)."""
-        ids = self._on_device(self.processor.ids([prompt]))
-        embeds, _, _ = self.model.splice(ids["input_ids"], ids["attention_mask"], [audio], with_prompt=vectors)
-        written = greedy(self.model.llm, embeds[0], draft, self._ends(), limit, self.config.llm_margin)
-        return self.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+    def _check(self, rows: list[tuple[Prompt, torch.Tensor, list[int], int]], vectors: bool) -> list[str]:
+        """The LLM's transcripts of (prompt, audio, draft, limit): see ``decoding.greedy`` for who prevails."""
+        prompts, audios, drafts, limits = (list(column) for column in zip(*rows, strict=True))
+        ids = self._on_device(self.processor.ids(prompts))
+        embeds, mask, _ = self.model.splice(ids["input_ids"], ids["attention_mask"], audios, with_prompt=vectors)
+        told = [row[inside] for row, inside in zip(embeds, mask.bool(), strict=True)]
+        written = greedy(self.model.llm, told, drafts, self._ends(), limits, self.config.llm_margin)
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def _ends(self) -> set[int]:
         """Tokens that end a turn: the tokenizer's, and what the LLM itself was told."""

@@ -7,17 +7,20 @@ Hannun et al., 2014) follows the likeliest ones, and the frozen LLM weighs them 
 
 It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early.
 Readings share most of their tokens, so they are weighed as one tree: every distinct prefix is one position
-that attends to its own ancestors only, and a single pass of the LLM scores them all.
+that attends to its own ancestors only, and a single pass of the LLM scores them all. What all of them begin with
+is decided, and stays in the LLM's cache; and the trees of several clips pass together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .feeding import Fed
 
 NEVER = -1e30
 SURE = -0.01  # a blank of at least this log-probability changes no reading
@@ -31,17 +34,16 @@ def _add(a: float, b: float) -> float:
 
 
 Prefix = tuple[int, ...]
-Weigh = Callable[[list[Prefix]], list[float]]
+Beam = Generator[list[Prefix], list[float], list[tuple[Prefix, float]]]
 
 
-def prefix_beam(
-    logits: Tensor, width: int, branches: int = 12, weigh: Weigh | None = None, every: int = 4
-) -> list[tuple[Prefix, float]]:
+def prefix_beam(logits: Tensor, width: int, branches: int = 12, every: int = 4) -> Beam:
     """Frame scores (T', V + 1), blank last -> at most ``width`` readings with their score, best first.
 
-    The score is log P_ctc, the sum over all alignments that collapse to the reading, plus what ``weigh`` gives for
-    it: asked each time the best reading has ``every`` more tokens, and at the end; in between a reading has what
-    the one it grew from was given. Of each frame only the ``branches`` likeliest tokens are followed.
+    A generator: it yields readings, wants to be sent what each is to have beside its log P_ctc, the sum over all
+    alignments that collapse to it, and returns the result. It asks each time the best reading has ``every`` more
+    tokens, and at the end; in between a reading has what the one it grew from was given. Of each frame only the
+    ``branches`` likeliest tokens are followed.
     """
     scores = logits.float().log_softmax(dim=-1)
     top, ids = scores[:, :-1].topk(min(branches, scores.shape[1] - 1), dim=-1)
@@ -75,67 +77,125 @@ def prefix_beam(
                 priors.setdefault(longer, prior)
         beam = grown
         best = sorted(beam, key=total, reverse=True)[:width]
-        if weigh is not None and len(best[0]) - weighed >= every:
+        if len(best[0]) - weighed >= every:
             weighed = len(best[0])
-            priors = dict(zip(best, weigh(best), strict=True))
+            priors = dict(zip(best, (yield best), strict=True))
         beam, priors = {prefix: beam[prefix] for prefix in best}, {prefix: priors[prefix] for prefix in best}
-    if weigh is not None:
-        priors = dict(zip(beam, weigh(list(beam)), strict=True))
+    priors = dict(zip(beam, (yield list(beam)), strict=True))
     return [(prefix, total(prefix)) for prefix in sorted(beam, key=total, reverse=True)]
 
 
-@torch.inference_mode()
-def likelihoods(llm: Any, context: Sequence[int], texts: Sequence[Sequence[int]]) -> list[float]:
-    """log P_llm of each of ``texts`` (token ids) after ``context``, which holds at least one token.
+class Judge:
+    """log P_llm of the growing readings of several clips after one context, which holds at least one token.
 
-    One pass over the tree of their prefixes, for an LLM whose every layer attends to everything before.
+    For an LLM whose every layer attends to everything before.
     """
-    nodes: dict[Prefix, int] = {}  # prefix -> its place after the context
-    parents: list[int] = []
-    for text in texts:
-        for end in range(1, len(text) + 1):
-            prefix = tuple(text[:end])
-            if prefix not in nodes:
-                parents.append(nodes.get(prefix[:-1], -1))
-                nodes[prefix] = len(nodes)
-    if not nodes:
-        return [0.0] * len(texts)
-    known, size = len(context), len(context) + len(nodes)
-    seen = torch.zeros(size, size, dtype=torch.bool)
-    seen[:, :known] = torch.ones(size, known, dtype=torch.bool).tril()
-    for place, parent in enumerate(parents):
-        row = known + place
-        if parent >= 0:
-            seen[row] = seen[known + parent]
-        seen[row, row] = True
-    device, dtype = llm.get_input_embeddings().weight.device, llm.get_input_embeddings().weight.dtype
-    mask = torch.zeros(size, size, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-    depths = list(range(known)) + [known + len(prefix) - 1 for prefix in nodes]
-    words = [prefix[-1] for prefix in nodes]
-    out = llm(
-        input_ids=torch.tensor([[*context, *words]], device=device),
-        attention_mask=mask[None, None].to(device),
-        position_ids=torch.tensor([depths], device=device),
-        logits_to_keep=len(nodes) + 1,  # the context's last, and every prefix
-        use_cache=False,
-    )
-    logits = out.logits[0].float()
-    before = torch.tensor([parent + 1 for parent in parents], device=device)
-    target = torch.tensor(words, device=device)
-    steps = (logits[before, target] - logits.logsumexp(dim=-1)[before]).tolist()
-    totals: list[float] = []
-    for step, parent in zip(steps, parents, strict=True):
-        totals.append(step + (totals[parent] if parent >= 0 else 0.0))
-    return [totals[nodes[tuple(text)]] if text else 0.0 for text in texts]
+
+    @torch.inference_mode()
+    def __init__(self, llm: Any, context: Sequence[int], clips: int) -> None:
+        self.embedding, self.start = llm.get_input_embeddings(), len(context)
+        self.device = self.embedding.weight.device
+        self.fed = Fed(llm, 1)
+        ids, size = torch.tensor([list(context)], device=self.device), self.start
+        seen = torch.ones(1, size, size, dtype=torch.bool, device=self.device).tril()
+        logits = self.fed.feed(self.embedding(ids), seen, torch.arange(size, device=self.device)[None], 1)
+        self.fed.settle(torch.ones_like(ids, dtype=torch.bool))
+        self.fed.repeat(clips)
+        self.held: list[Prefix] = [()] * clips  # what all readings of a clip begin with: it is in the cache,
+        self.sums = [0.0] * clips  # this likely,
+        self.after = logits[:, -1].float().log_softmax(dim=-1).repeat(clips, 1)  # (B, V) and this may follow
+
+    def keep(self, rows: list[int]) -> None:
+        """Goes on with the clips in these places alone."""
+        if len(rows) < len(self.held):
+            self.fed.select(rows)
+            self.held, self.sums = [self.held[i] for i in rows], [self.sums[i] for i in rows]
+            self.after = self.after[torch.tensor(rows, dtype=torch.long, device=self.device)]
+
+    @torch.inference_mode()
+    def weigh(self, asked: Sequence[Sequence[Prefix]]) -> list[list[float]]:
+        """Of each clip's readings: log P_llm. All of them begin with what those of the last call had in common."""
+        trees = [_Tree(held, texts) for held, texts in zip(self.held, asked, strict=True)]
+        chains, inner, leaves = (
+            max(len(part) for part in parts) for parts in zip(*(t.parts for t in trees), strict=True)
+        )
+        size = chains + inner + leaves
+        if size == 0:
+            return [[total] * len(texts) for total, texts in zip(self.sums, asked, strict=True)]
+        ids, depths = torch.zeros(len(trees), size, dtype=torch.long), torch.zeros(len(trees), size, dtype=torch.long)
+        seen = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
+        for row, tree in enumerate(trees):
+            tree.lay_out(chains, chains + inner)
+            for prefix, place in tree.places.items():
+                ids[row, place], depths[row, place] = prefix[-1], self.start + len(prefix) - 1
+                if (parent := tree.places.get(prefix[:-1])) is not None:
+                    seen[row, place] |= seen[row, parent]
+        ids, positions, scored = ids.to(self.device), depths.to(self.device), chains + inner
+        keep = torch.arange(scored, device=self.device) if scored else 1  # after a leaf comes nothing yet
+        logits = self.fed.feed(self.embedding(ids), seen.to(self.device), positions, keep).float()[:, :scored]
+        totals = logits.logsumexp(dim=-1)  # (B, scored)
+        counts, results = torch.zeros(len(trees), chains, dtype=torch.bool), []
+        for row, tree in enumerate(trees):
+            held, prefixes = self.held[row], list(tree.places)
+            parents = [tree.places.get(prefix[:-1], -1) for prefix in prefixes]
+            words = torch.tensor([prefix[-1] for prefix in prefixes], dtype=torch.long, device=self.device)
+            above = torch.tensor(parents, dtype=torch.long, device=self.device)
+            first = self.after[row, words]
+            later = logits[row, above.clamp(min=0), words] - totals[row, above.clamp(min=0)] if scored else first
+            chances = {held: self.sums[row]}
+            for prefix, step in zip(prefixes, torch.where(above < 0, first, later).tolist(), strict=True):
+                chances[prefix] = chances[prefix[:-1]] + step
+            results.append([chances[tuple(text)] for text in asked[row]])
+            if length := len(tree.common) - len(held):
+                self.held[row], self.sums[row] = tree.common, chances[tree.common]
+                self.after[row] = logits[row, length - 1] - totals[row, length - 1]
+                counts[row, :length] = True
+        self.fed.settle(counts.to(self.device))
+        return results
 
 
-def best_reading(
-    llm: Any, context: Sequence[int], logits: Tensor, width: int, weight: float, bonus: float
-) -> list[int]:
-    """The reading of one clip's frame scores (T', V + 1) that has the highest score (see above)."""
+class _Tree:
+    """One clip's readings beyond what is ``held``: a chain that all share, then branches; leaves apart, as nothing
+    follows them. ``places`` says where each prefix lies among what is fed, parents before children."""
 
-    def weigh(prefixes: list[Prefix]) -> list[float]:
-        chances = likelihoods(llm, context, prefixes)
-        return [weight * (chance + bonus * len(p)) for p, chance in zip(prefixes, chances, strict=True)]
+    def __init__(self, held: Prefix, texts: Sequence[Prefix]) -> None:
+        first, last = min(texts), max(texts)  # what these two share, all between share
+        alike = next(
+            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+        )
+        self.common: Prefix = first[:alike]
+        beyond = {t[:end] for t in texts for end in range(len(self.common) + 1, len(t) + 1)}
+        parents = {prefix[:-1] for prefix in beyond}
+        chain = [self.common[:end] for end in range(len(held) + 1, len(self.common) + 1)]
+        inner = sorted((p for p in beyond if p in parents), key=len)
+        self.parts = (chain, inner, [p for p in beyond if p not in parents])
 
-    return list(prefix_beam(logits, width, weigh=weigh)[0][0])
+    def lay_out(self, inner: int, leaves: int) -> None:
+        starts = (0, inner, leaves)
+        self.places = {p: s + i for s, part in zip(starts, self.parts, strict=True) for i, p in enumerate(part)}
+
+
+def likelihoods(llm: Any, context: Sequence[int], texts: Sequence[Sequence[int]]) -> list[float]:
+    """log P_llm of each of ``texts`` (token ids) after ``context``, in one pass over the tree of their prefixes."""
+    return Judge(llm, context, 1).weigh([[tuple(text) for text in texts]])[0]
+
+
+def best_readings(
+    llm: Any, context: Sequence[int], logits: Sequence[Tensor], width: int, weight: float, bonus: float
+) -> list[list[int]]:
+    """Of each clip's frame scores (T'_i, V + 1) the reading that has the highest score (see above)."""
+    beams = [prefix_beam(scores, width) for scores in logits]
+    judge, found = Judge(llm, context, len(beams)), [[0]] * len(beams)
+    rows, asked = list(range(len(beams))), [next(beam) for beam in beams]
+    while rows:
+        chances, going, more = judge.weigh(asked), [], []
+        for place, row in enumerate(rows):
+            told = [weight * (c + bonus * len(p)) for p, c in zip(asked[place], chances[place], strict=True)]
+            try:
+                more.append(beams[row].send(told))
+                going.append(place)
+            except StopIteration as done:
+                found[row] = list(done.value[0][0])
+        judge.keep(going)
+        rows, asked = [rows[place] for place in going], more
+    return found
