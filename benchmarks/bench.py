@@ -1,0 +1,66 @@
+"""`make bench`: every question in a process of its own, one table, and benchmarks/results/latest.json.
+
+    python benchmarks/bench.py [--out benchmarks/results/latest.json]
+
+Ratios are of medians within one run, so that they hold on a noisy machine; times are of this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+QUESTIONS = ("steering_overhead", "steering_op", "training_speed", "transcription_speed")
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or "unknown"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "bf16": torch.cpu._is_avx512_bf16_supported(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    here = Path(__file__).parent
+    parser.add_argument("--out", type=Path, default=here / "results" / "latest.json")
+    arguments = parser.parse_args()
+    numbers: dict[str, Any] = machine()
+    print(" · ".join(f"{name} {value}" for name, value in numbers.items()))
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for question in QUESTIONS:
+            print(f"\n## {question}\n", flush=True)
+            answer = Path(folder) / f"{question}.json"
+            subprocess.run([sys.executable, str(here / f"{question}.py"), "--json", str(answer)], check=True)
+            numbers |= json.loads(answer.read_text())
+    numbers["minutes"] = round((time.perf_counter() - began) / 60, 1)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = arguments.out.with_name(f".{arguments.out.name}.part")
+    scratch.write_text(json.dumps(numbers, indent=2) + "\n")
+    os.replace(scratch, arguments.out)
+    print(f"\n{numbers['minutes']} minutes; {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
