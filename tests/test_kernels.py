@@ -44,6 +44,11 @@ seeds = st.integers(0, 999)
 drawn = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def inputs(
     shape: list[int], width: int, count: int, dtype: torch.dtype = torch.float32, seed: int = 0, device: str = "cpu"
 ) -> list[Tensor]:
