@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
+
 # By id of the Steering, and context-local: one adapter, request or thread never sees another's choice.
 _STRENGTH: ContextVar[Mapping[int, float]] = ContextVar("steermoe_strength", default=MappingProxyType({}))
 _RECORD: ContextVar[Mapping[int, dict[int, Tensor]]] = ContextVar("steermoe_record", default=MappingProxyType({}))
@@ -36,23 +38,32 @@ class Steering(nn.Module):
         self.router = nn.Linear(width, num_layers * num_experts)
         self.scales = nn.Parameter(torch.full((num_layers,), scale))
 
+    def router_slice(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The router's part for ``layer``: weight (N, D), bias (N,)."""
+        rows = slice(layer * self.num_experts, (layer + 1) * self.num_experts)
+        return self.router.weight[rows], self.router.bias[rows]
+
     def gates(self, h: Tensor, layer: int) -> Tensor:
         """Equation (1): h (..., T, D) -> (..., T, N), each row sums to one."""
-        rows = slice(layer * self.num_experts, (layer + 1) * self.num_experts)
-        weight, bias = self.router.weight[rows].to(h.dtype), self.router.bias[rows].to(h.dtype)
-        return F.linear(h, weight, bias).float().softmax(dim=-1)
+        weight, bias = self.router_slice(layer)
+        return F.linear(h, weight.to(h.dtype), bias.to(h.dtype)).float().softmax(dim=-1)
 
     def forward(self, h: Tensor, layer: int) -> Tensor:
         """Equations (2) and (3): the steered output of ``layer``, same shape and dtype as h (..., T, D)."""
         strength = _STRENGTH.get().get(id(self), 1.0)
         if strength == 0:
             return h
-        gates = self.gates(h, layer)
+        scale = strength * self.scales[layer]
+        if kernels.pays(h, *self.parameters()):  # (1)-(3) as one operation, which keeps less for the backward pass
+            out, gates = kernels.steer_and_gates(h, *self.router_slice(layer), self.vectors[layer], scale)
+        else:
+            gates = self.gates(h, layer)  # (1)
+            delta = gates.to(h.dtype) @ self.vectors[layer].to(h.dtype)  # (2)
+            out = h + scale.to(h.dtype) * delta  # (3)
         record = _RECORD.get().get(id(self))
         if record is not None:
             record[layer] = gates.detach()
-        delta = gates.to(h.dtype) @ self.vectors[layer].to(h.dtype)  # (2)
-        return h + (strength * self.scales[layer]).to(h.dtype) * delta  # (3)
+        return out
 
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
