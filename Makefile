@@ -1,4 +1,4 @@
-# make install | quickstart | test | test-all | lint | support | table | clean
+# make install | quickstart | test | test-all | lint | support | bench | table | clean
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Without a GPU the CPU build of torch is enough; a newer torch from an index would bring gigabytes of CUDA.
 TORCH  ?= torch==2.13.0
 
-.PHONY: install quickstart test test-all lint support table clean
+.PHONY: install quickstart test test-all lint support bench table clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -30,6 +30,9 @@ lint: install
 
 support: install
 	$(BIN)/python -m pytest -q tests/encoders tests/llms --support-table docs/support.md
+
+bench: install
+	$(BIN)/python benchmarks/bench.py
 
 table: install
 	$(BIN)/python benchmarks/steering_table.py
