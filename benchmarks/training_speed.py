@@ -127,7 +127,7 @@ def ours(data: list[tuple[np.ndarray, str]], size: int) -> list[float]:
         examples = []
         for i, (clip, text) in enumerate(data):
             soundfile.write(f"{folder}/{i}.wav", clip, 16_000)
-            examples.append(Example(audio=Path(f"{folder}/{i}.wav"), text=text, duration=len(clip) / 16_000))
+            examples.append(Example(id=str(i), audio=Path(f"{folder}/{i}.wav"), text=text, duration=len(clip) / 16_000))
         budget = size * float(np.mean([len(clip) / 16_000 for clip, _ in data]))
         stage = Stage(steps=len(data) // size, objectives={"ce": 1.0}, batch_seconds=budget, warmup=1)
         config = SteerMoEConfig(encoder=ENCODER, llm=LLM, projector="linear", prompt_mode="raw", instruction=PROMPT)

@@ -1,4 +1,4 @@
-"""Equations (1)-(3) of ``steering.py`` as one differentiable operation, for where that pays: training, and CUDA.
+"""Equations (1)-(3) of ``steering.py`` as one differentiable operation: less to keep, less to move.
 
 Written with torch's own operations, autograd keeps of every steered layer the gates (twice in bf16) and the mixture
 dH (..., T, D), as large as the layer's output. Here the backward pass computes both anew from h: it keeps h and the
@@ -28,15 +28,10 @@ from torch.autograd.function import once_differentiable
 MOST_EXPERTS = 64  # that one block of the triton kernel holds
 
 
-def pays(h: Tensor, *parameters: Tensor) -> bool:
-    """Whether the one operation is worth it: on CUDA, or where something is differentiated.
-
-    Not within ``torch.compile``, which fuses the plain equations itself and chooses what it keeps; nor for shapes
-    without numbers.
-    """
-    if torch.compiler.is_compiling() or h.is_meta:
-        return False
-    return h.is_cuda or (torch.is_grad_enabled() and any(t.requires_grad for t in (h, *parameters)))
+def pays(h: Tensor) -> bool:
+    """Whether the one operation is worth it: not within ``torch.compile``, which fuses the plain equations itself and
+    chooses what it keeps; nor for shapes without numbers."""
+    return not (torch.compiler.is_compiling() or h.is_meta)
 
 
 def steer(h: Tensor, weight: Tensor, bias: Tensor, vectors: Tensor, scale: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Steering(nn.Module):
         if strength == 0:
             return h
         scale = strength * self.scales[layer]
-        if kernels.pays(h, *self.parameters()):  # (1)-(3) as one operation, which keeps less for the backward pass
+        if kernels.pays(h):  # (1)-(3) as one operation, which keeps less for the backward pass
             out, gates = kernels.steer_and_gates(h, *self.router_slice(layer), self.vectors[layer], scale)
         else:
             gates = self.gates(h, layer)  # (1)
