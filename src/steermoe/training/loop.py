@@ -34,6 +34,10 @@ from .kept import Entered
 from .objectives import Objectives, collate, copies, groups
 from .recipe import Recipe, Stage
 
+# Seconds a clip below which, on CPUs, plain attention is faster to train with than the fused kernel, whose backward
+# pass is slow there; above it the scores of all pairs of frames cost more.
+SHORT = 8.0
+
 
 class Interrupted(SteerMoEError):
     """Ctrl-C: a checkpoint was written."""
@@ -175,10 +179,12 @@ class Trainer:
         metrics = Metrics(self.out, start, sum(s.steps for s in self.recipe.stages), self.accelerator.is_main_process)
         previous = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
         first = 0
-        encoder: Any = self.model.frames.encoder
-        attention = encoder.config._attn_implementation
-        if self.accelerator.device.type == "cpu":  # the fused kernel's backward takes longer than all else there
-            encoder.set_attn_implementation("eager")
+        towers: list[Any] = [self.model.frames.encoder, self.model.llm]
+        attention = [tower.config._attn_implementation for tower in towers]
+        seconds = durations_of(examples)
+        if self.accelerator.device.type == "cpu" and sum(seconds) < SHORT * len(seconds):
+            for tower in towers:
+                tower.set_attn_implementation("eager")
         leaner = checkpointed(self.model.frames.layers) if self.recipe.gradient_checkpointing else nullcontext()
         try:
             with leaner:
@@ -189,7 +195,8 @@ class Trainer:
                         checkpoint = None
                     first += stage.steps
         finally:
-            encoder.set_attn_implementation(attention)
+            for tower, kind in zip(towers, attention, strict=True):
+                tower.set_attn_implementation(kind)
             metrics.close()
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
