@@ -98,7 +98,8 @@ def inspect_pair(encoder: str, llm: str) -> dict[str, Any]:
     from .pretrained.load import outline_llm
 
     outline = outline_llm(llm)
-    frames = wrap(load_encoder(encoder), load_feature_extractor(encoder))
+    extractor = load_feature_extractor(encoder)
+    frames = wrap(load_encoder(encoder), extractor)
     names = {module: name for name, module in frames.encoder.named_modules()}
     where, kind = names[frames.layers[0]].rpartition(".")[0], type(frames.layers[0]).__name__
     trained: dict[str, int] = {}

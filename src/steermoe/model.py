@@ -88,12 +88,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
 
         dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
-        frames = wrap(
-            load_encoder(encoder, dtype),
-            load_feature_extractor(encoder),
-            settings.encoder_layers,
-            settings.pad_to_window,
-        )
+        extractor = load_feature_extractor(encoder)  # first: a model that has none is no audio encoder
+        frames = wrap(load_encoder(encoder, dtype), extractor, settings.encoder_layers, settings.pad_to_window)
         return cls(settings, frames, load_llm(llm, dtype)).to(device)
 
     def train(self, mode: bool = True) -> SteerMoEForConditionalGeneration:

@@ -29,6 +29,7 @@ from transformers import (
 from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TSpeechEncoder
 
 from steermoe.errors import FetchError, UsageError
+from steermoe.model import SteerMoEForConditionalGeneration
 from steermoe.pretrained import auto_dtype, load_encoder, load_feature_extractor, load_llm, load_tokenizer
 from steermoe.pretrained.load import outline_llm
 
@@ -239,7 +240,7 @@ def test_what_is_no_llm_is_refused(tmp_path: Path) -> None:
     t5 = T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16, vocab_size=50, decoder_start_token_id=0)
     T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
     saved(whisper, tmp_path / "whisper")
-    for name in ("bert", "t5"):
+    for name in ("bert", "t5", "whisper"):
         with pytest.raises(UsageError, match=f"{name}: a '{name}' model is no causal LLM; give a decoder, such as"):
             load_llm(str(tmp_path / name))
     (tmp_path / "new").mkdir()
@@ -259,3 +260,10 @@ def test_an_outline_has_shapes_and_no_weights(kind: type, tmp_path: Path) -> Non
     table = llm.get_input_embeddings()
     assert table.weight.shape == (50, 16) and float(getattr(table, "embed_scale", 1.0)) == 1.0
     assert all(p.is_meta and not p.requires_grad for p in llm.parameters()) and not llm.training
+
+
+def test_what_is_no_audio_encoder_is_refused(tmp_path: Path) -> None:
+    saved(llama, tmp_path / "llama")
+    name = str(tmp_path / "llama")
+    with pytest.raises(FetchError, match=r"llama: has no preprocessor_config.json, so it is no audio encoder"):
+        SteerMoEForConditionalGeneration.from_pair(name, name)

@@ -76,8 +76,8 @@ def load_llm(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedMod
     with _one_line(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     no_llm = f"{name}: a {config.model_type!r} model is no causal LLM; give a decoder, such as Llama, Qwen or Gemma"
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UsageError(no_llm)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise UsageError(no_llm)  # of Whisper and BART it lists the decoder
     model = _load(AutoModelForCausalLM, folder, _dtype(dtype))
     causal = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
     if causal and not any(causal):  # BERT has a causal head, too, but sees what comes after
@@ -112,10 +112,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_feature_extractor(name: str) -> FeatureExtractionMixin | FireRedFeatureExtractor:
-    """The feature extractor (waveform to model input) of the audio encoder ``name``."""
+    """The feature extractor (waveform to model input) of the audio encoder ``name``.
+
+    Raises FetchError for a model that has none, and so is no audio encoder.
+    """
     from transformers import AutoFeatureExtractor
 
     folder = resolve(name)
+    if not any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
+        raise FetchError(
+            f"{name}: has no preprocessor_config.json, so it is no audio encoder; give one, such as a Whisper"
+        )
     if _is_firered(folder):
         with _one_line(folder):
             return read_extractor(folder)
