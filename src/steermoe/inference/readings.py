@@ -116,63 +116,63 @@ class Judge:
     def weigh(self, asked: Sequence[Sequence[Prefix]]) -> list[list[float]]:
         """Of each clip's readings: log P_llm. All of them begin with what those of the last call had in common."""
         trees = [_Tree(held, texts) for held, texts in zip(self.held, asked, strict=True)]
-        chains, inner, leaves = (
-            max(len(part) for part in parts) for parts in zip(*(t.parts for t in trees), strict=True)
-        )
-        size = chains + inner + leaves
-        if size == 0:
-            return [[total] * len(texts) for total, texts in zip(self.sums, asked, strict=True)]
+        chains = max(len(tree.chain) for tree in trees)
+        size = chains + max(len(tree.inner) for tree in trees)
+        logits, totals = self._feed(trees, chains, size) if size else (self.after[:, None], self.after[:, :1] * 0)
+        counts, results = torch.zeros(len(trees), chains, dtype=torch.bool), []
+        for row, tree in enumerate(trees):
+            held, prefixes = self.held[row], [*tree.chain, *tree.inner, *tree.leaves]
+            words = torch.tensor([prefix[-1] for prefix in prefixes], dtype=torch.long, device=self.device)
+            parents = [tree.places.get(prefix[:-1], -1) for prefix in prefixes]
+            above = torch.tensor(parents, dtype=torch.long, device=self.device)
+            later = logits[row, above.clamp(min=0), words] - totals[row, above.clamp(min=0)]
+            steps = torch.where(above < 0, self.after[row, words], later).tolist() if prefixes else []
+            chances = {held: self.sums[row]}
+            for prefix, step in zip(prefixes, steps, strict=True):
+                chances[prefix] = chances[prefix[:-1]] + step
+            results.append([chances[text] for text in asked[row]])
+            if tree.chain:
+                last = len(tree.chain) - 1
+                self.held[row], self.sums[row] = tree.common, chances[tree.common]
+                self.after[row] = logits[row, last] - totals[row, last]
+                counts[row, : last + 1] = True
+        if size:
+            self.fed.settle(counts.to(self.device))
+        return results
+
+    def _feed(self, trees: list[_Tree], chains: int, size: int) -> tuple[Tensor, Tensor]:
+        """Every prefix that something follows, each seeing its own beginnings -> logits (B, size, V), logsumexp (B, size)."""
         ids, depths = torch.zeros(len(trees), size, dtype=torch.long), torch.zeros(len(trees), size, dtype=torch.long)
         seen = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
         for row, tree in enumerate(trees):
-            tree.lay_out(chains, chains + inner)
+            tree.lay_out(chains)
             for prefix, place in tree.places.items():
                 ids[row, place], depths[row, place] = prefix[-1], self.start + len(prefix) - 1
                 if (parent := tree.places.get(prefix[:-1])) is not None:
                     seen[row, place] |= seen[row, parent]
-        ids, positions, scored = ids.to(self.device), depths.to(self.device), chains + inner
-        keep = torch.arange(scored, device=self.device) if scored else 1  # after a leaf comes nothing yet
-        logits = self.fed.feed(self.embedding(ids), seen.to(self.device), positions, keep).float()[:, :scored]
-        totals = logits.logsumexp(dim=-1)  # (B, scored)
-        counts, results = torch.zeros(len(trees), chains, dtype=torch.bool), []
-        for row, tree in enumerate(trees):
-            held, prefixes = self.held[row], list(tree.places)
-            parents = [tree.places.get(prefix[:-1], -1) for prefix in prefixes]
-            words = torch.tensor([prefix[-1] for prefix in prefixes], dtype=torch.long, device=self.device)
-            above = torch.tensor(parents, dtype=torch.long, device=self.device)
-            first = self.after[row, words]
-            later = logits[row, above.clamp(min=0), words] - totals[row, above.clamp(min=0)] if scored else first
-            chances = {held: self.sums[row]}
-            for prefix, step in zip(prefixes, torch.where(above < 0, first, later).tolist(), strict=True):
-                chances[prefix] = chances[prefix[:-1]] + step
-            results.append([chances[tuple(text)] for text in asked[row]])
-            if length := len(tree.common) - len(held):
-                self.held[row], self.sums[row] = tree.common, chances[tree.common]
-                self.after[row] = logits[row, length - 1] - totals[row, length - 1]
-                counts[row, :length] = True
-        self.fed.settle(counts.to(self.device))
-        return results
+        embeds = self.embedding(ids.to(self.device))
+        logits = self.fed.feed(embeds, seen.to(self.device), depths.to(self.device)).float()
+        return logits, logits.logsumexp(dim=-1)
 
 
 class _Tree:
-    """One clip's readings beyond what is ``held``: a chain that all share, then branches; leaves apart, as nothing
-    follows them. ``places`` says where each prefix lies among what is fed, parents before children."""
+    """One clip's readings beyond what is ``held``: a chain that all share, then branches. ``places`` says where each prefix
+    lies among what is fed, parents before children; leaves are not fed, for nothing follows them."""
 
     def __init__(self, held: Prefix, texts: Sequence[Prefix]) -> None:
         first, last = min(texts), max(texts)  # what these two share, all between share
-        alike = next(
-            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
-        )
-        self.common: Prefix = first[:alike]
+        shared = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+        self.common: Prefix = first[: next(shared, min(len(first), len(last)))]
         beyond = {t[:end] for t in texts for end in range(len(self.common) + 1, len(t) + 1)}
         parents = {prefix[:-1] for prefix in beyond}
-        chain = [self.common[:end] for end in range(len(held) + 1, len(self.common) + 1)]
-        inner = sorted((p for p in beyond if p in parents), key=len)
-        self.parts = (chain, inner, [p for p in beyond if p not in parents])
+        self.chain = [self.common[:end] for end in range(len(held) + 1, len(self.common) + 1)]
+        self.inner = sorted((p for p in beyond if p in parents), key=len)
+        self.leaves = [p for p in beyond if p not in parents]
+        self.places: dict[Prefix, int] = {}
 
-    def lay_out(self, inner: int, leaves: int) -> None:
-        starts = (0, inner, leaves)
-        self.places = {p: s + i for s, part in zip(starts, self.parts, strict=True) for i, p in enumerate(part)}
+    def lay_out(self, inner: int) -> None:
+        starts = ((0, self.chain), (inner, self.inner))
+        self.places = {prefix: start + i for start, part in starts for i, prefix in enumerate(part)}
 
 
 def likelihoods(llm: Any, context: Sequence[int], texts: Sequence[Sequence[int]]) -> list[float]:
