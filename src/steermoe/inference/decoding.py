@@ -16,10 +16,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .feeding import Fed
+from .feeding import NOBODY, Fed
 
 CHUNK = 16  # drafted tokens checked in one pass: enough to pay, few enough not to waste
 
@@ -63,42 +62,33 @@ def greedy(
     the text ends behind the draft, unless the LLM finds another token more than e^``margin`` times as likely.
     """
     embedding, device = llm.get_input_embeddings(), prompts[0].device
-    fed, rows = Fed(llm, len(prompts)), list(range(len(prompts)))
+    fed, rows = Fed(llm), [row for row, limit in enumerate(limits) if limit > 0]
     written: list[list[int]] = [[] for _ in prompts]
     left, new = [list(draft) for draft in drafts], list(prompts)  # what is drafted, and what is to be fed, of each
     lengths = [0] * len(prompts)  # fed so far, and counting
-    rows = [row for row in rows if limits[row] > 0]
-    fed.select(rows)
     while rows:
         chunks = [left[row][: min(CHUNK, limits[row] - len(written[row]))] for row in rows]
         ids = [torch.tensor(chunk, dtype=torch.long, device=device) for chunk in chunks]
         pieces = [torch.cat([new[row], embedding(i).to(new[row])]) for row, i in zip(rows, ids, strict=True)]
-        longest = max(map(len, pieces))
-        embeds = torch.stack([F.pad(piece, (0, 0, longest - len(piece), 0)) for piece in pieces])
-        place = torch.arange(longest, device=device)
-        pads = torch.tensor([longest - len(piece) for piece in pieces], device=device)[:, None]
-        inside = place >= pads  # (B, Q)
-        seen = torch.ones(longest, longest, dtype=torch.bool, device=device).tril() & inside[:, None]
-        start = torch.tensor([lengths[row] for row in rows], device=device)[:, None]
-        logits = fed.feed(embeds, seen, (start + place - pads).clamp(min=0), max(map(len, chunks)) + 1).float()
+        sizes = [len(piece) for piece in pieces]
+        owners = torch.tensor(rows, device=device).repeat_interleave(torch.tensor(sizes, device=device))
+        seen = (owners == owners[:, None]).tril()
+        positions = torch.cat([torch.arange(lengths[r], lengths[r] + n) for r, n in zip(rows, sizes, strict=True)])
+        ends_at = torch.tensor(sizes).cumsum(0).tolist()
+        asked = [torch.arange(end - len(c) - 1, end) for end, c in zip(ends_at, chunks, strict=True)]
+        logits = fed.feed(torch.cat(pieces), owners, seen, positions.to(device), torch.cat(asked).to(device))
         going = []
-        for i, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
-            agreed, more = _judge(logits[i, -len(chunk) - 1 :], chunk, left[row], ends, margin)
-            written[row] += more
-            kept = len(pieces[i]) - len(chunk) + agreed
-            lengths[row] += kept
-            inside[i, pads[i, 0] + kept :] = False  # drafted, but not written
-            ended = len(more) <= agreed
-            if ended or len(written[row]) >= limits[row]:
-                written[row] = written[row][: limits[row]]
-                continue
-            left[row] = realign(left[row], agreed, more[-1])
-            new[row] = embedding(torch.tensor([more[-1]], device=device)).to(new[row])
-            going.append(i)
-        fed.settle(inside)
-        if len(going) < len(rows):
-            rows = [rows[i] for i in going]
-            fed.select(going)
+        for row, chunk, end, own in zip(rows, chunks, ends_at, logits.split([len(a) for a in asked]), strict=True):
+            agreed, more = _judge(own, chunk, left[row], ends, margin)
+            written[row] = [*written[row], *more][: limits[row]]
+            owners[end - len(chunk) + agreed : end] = NOBODY  # drafted, but not written
+            lengths[row] += len(new[row]) + agreed
+            if len(more) > agreed and len(written[row]) < limits[row]:
+                left[row] = realign(left[row], agreed, more[-1])
+                new[row] = embedding(torch.tensor([more[-1]], device=device)).to(new[row])
+                going.append(row)
+        fed.settle(owners)
+        rows = going
     return written
 
 

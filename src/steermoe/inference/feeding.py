@@ -1,8 +1,8 @@
-"""An LLM that is fed a batch piece by piece, where what was fed may turn out not to count.
+"""An LLM that is fed many texts at once, piece by piece, where what was fed may turn out not to count.
 
-Guesses are fed to see what the LLM makes of them: drafted words, readings that share their beginnings. What turns out
-wrong stays in the cache, where nothing looks at it any more: a mask says who sees whom, and positions are told. So
-rows need neither be of one length nor agree on what counts.
+Guesses are fed to see what the LLM makes of them: drafted words, readings that share their beginnings. All texts lie in
+one row, so that none is padded to another's length: a mask says who sees whom, and positions are told. What turns out
+wrong stays in the cache, where nobody looks at it any more.
 """
 
 from __future__ import annotations
@@ -13,46 +13,40 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+ALL, NOBODY = -1, -2
+
 
 class Fed:
-    """What ``rows`` prompts have been fed so far: the cache, and which of its slots count (B, fed)."""
+    """What an LLM has been fed so far: its cache, and whose each slot of it is (F,), a text's number, ALL or NOBODY."""
 
-    def __init__(self, llm: Any, rows: int) -> None:
+    def __init__(self, llm: Any) -> None:
         self.llm = llm
         self.cache = DynamicCache()  # every layer keeps everything: a window shorter than that is not for this
-        self.counts = torch.zeros(rows, 0, dtype=torch.bool, device=llm.get_input_embeddings().weight.device)
+        self.owners = torch.zeros(0, dtype=torch.long, device=llm.get_input_embeddings().weight.device)
 
-    def feed(self, embeds: Tensor, seen: Tensor, positions: Tensor, keep: int | Tensor = 0) -> Tensor:
-        """embeds (B, Q, D), who sees whom among them (B, Q, Q), positions (B, Q) -> logits of those to ``keep`` (B, K, V).
+    def feed(
+        self, embeds: Tensor, owners: Tensor, seen: Tensor, positions: Tensor, keep: Tensor | None = None
+    ) -> Tensor:
+        """embeds (Q, D), whose they are (Q,), who sees whom among them (Q, Q), positions (Q,) -> logits (Q, V), or those of
+        the places ``keep`` (K,), in float32.
 
-        Each also sees all that counts of what was fed before.
+        Each also sees what its owner or ALL have of what was fed before.
         """
-        before = self.counts[:, None].expand(-1, embeds.shape[1], -1)
-        hidden = ~torch.cat([before, seen], dim=-1)[:, None]
+        before = (self.owners == owners[:, None]) | (self.owners == ALL)  # (Q, F)
+        hidden = ~torch.cat([before, seen], dim=1)[None, None]
         mask = torch.zeros(hidden.shape, dtype=embeds.dtype, device=embeds.device)
         out = self.llm(
-            inputs_embeds=embeds,
+            inputs_embeds=embeds[None],
             attention_mask=mask.masked_fill(hidden, torch.finfo(mask.dtype).min),
-            position_ids=positions,
+            position_ids=positions[None],
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=0 if keep is None else keep,
         )
-        return out.logits
+        return out.logits[0].float()
 
-    def settle(self, counts: Tensor) -> None:
-        """Of what was fed last, the first C slots stay, and ``counts`` (B, C) says which of them count."""
-        if more := self.cache.get_seq_length() - self.counts.shape[1] - counts.shape[1]:
+    def settle(self, owners: Tensor) -> None:
+        """Of what was fed last the first slots stay, for ``owners`` (C,) or NOBODY; the others are taken back."""
+        if more := self.cache.get_seq_length() - len(self.owners) - len(owners):
             self.cache.crop(-more)
-        self.counts = torch.cat([self.counts, counts], dim=1)
-
-    def repeat(self, rows: int) -> None:
-        """One row becomes ``rows`` of the same."""
-        self.cache.batch_repeat_interleave(rows)
-        self.counts = self.counts.repeat(rows, 1)
-
-    def select(self, rows: list[int]) -> None:
-        """Goes on with these rows alone."""
-        chosen = torch.tensor(rows, dtype=torch.long, device=self.counts.device)
-        self.cache.batch_select_indices(chosen)
-        self.counts = self.counts[chosen]
+        self.owners = torch.cat([self.owners, owners])

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .feeding import Fed
+from .feeding import ALL, Fed
 
 NEVER = -1e30
 SURE = -0.01  # a blank of at least this log-probability changes no reading
@@ -95,64 +95,65 @@ class Judge:
     def __init__(self, llm: Any, context: Sequence[int], clips: int) -> None:
         self.embedding, self.start = llm.get_input_embeddings(), len(context)
         self.device = self.embedding.weight.device
-        self.fed = Fed(llm, 1)
-        ids, size = torch.tensor([list(context)], device=self.device), self.start
-        seen = torch.ones(1, size, size, dtype=torch.bool, device=self.device).tril()
-        logits = self.fed.feed(self.embedding(ids), seen, torch.arange(size, device=self.device)[None], 1)
-        self.fed.settle(torch.ones_like(ids, dtype=torch.bool))
-        self.fed.repeat(clips)
+        self.fed = Fed(llm)
+        ids, places = torch.tensor(list(context), device=self.device), torch.arange(self.start, device=self.device)
+        everyone = torch.full_like(ids, ALL)
+        logits = self.fed.feed(self.embedding(ids), everyone, places <= places[:, None], places, places[-1:])
+        self.fed.settle(everyone)
+        self.clips = list(range(clips))
         self.held: list[Prefix] = [()] * clips  # what all readings of a clip begin with: it is in the cache,
         self.sums = [0.0] * clips  # this likely,
-        self.after = logits[:, -1].float().log_softmax(dim=-1).repeat(clips, 1)  # (B, V) and this may follow
+        self.after = logits.log_softmax(dim=-1).repeat(clips, 1)  # (B, V) and this may follow
 
     def keep(self, rows: list[int]) -> None:
         """Goes on with the clips in these places alone."""
-        if len(rows) < len(self.held):
-            self.fed.select(rows)
-            self.held, self.sums = [self.held[i] for i in rows], [self.sums[i] for i in rows]
-            self.after = self.after[torch.tensor(rows, dtype=torch.long, device=self.device)]
+        self.clips, self.held = [self.clips[i] for i in rows], [self.held[i] for i in rows]
+        self.sums = [self.sums[i] for i in rows]
+        self.after = self.after[torch.tensor(rows, dtype=torch.long, device=self.device)]
 
     @torch.inference_mode()
     def weigh(self, asked: Sequence[Sequence[Prefix]]) -> list[list[float]]:
         """Of each clip's readings: log P_llm. All of them begin with what those of the last call had in common."""
         trees = [_Tree(held, texts) for held, texts in zip(self.held, asked, strict=True)]
-        chains = max(len(tree.chain) for tree in trees)
-        size = chains + max(len(tree.inner) for tree in trees)
-        logits, totals = self._feed(trees, chains, size) if size else (self.after[:, None], self.after[:, :1] * 0)
-        counts, results = torch.zeros(len(trees), chains, dtype=torch.bool), []
+        size = 0
+        for part in ("chain", "inner"):  # the chains first: they stay
+            for tree in trees:
+                tree.places |= {prefix: size + i for i, prefix in enumerate(getattr(tree, part))}
+                size += len(getattr(tree, part))
+        logits = self._feed(trees, size) if size else self.after
+        totals, results, owners = logits.logsumexp(dim=-1), [], []
         for row, tree in enumerate(trees):
             held, prefixes = self.held[row], [*tree.chain, *tree.inner, *tree.leaves]
             words = torch.tensor([prefix[-1] for prefix in prefixes], dtype=torch.long, device=self.device)
             parents = [tree.places.get(prefix[:-1], -1) for prefix in prefixes]
             above = torch.tensor(parents, dtype=torch.long, device=self.device)
-            later = logits[row, above.clamp(min=0), words] - totals[row, above.clamp(min=0)]
-            steps = torch.where(above < 0, self.after[row, words], later).tolist() if prefixes else []
+            later = logits[above.clamp(min=0), words] - totals[above.clamp(min=0)]
             chances = {held: self.sums[row]}
-            for prefix, step in zip(prefixes, steps, strict=True):
+            for prefix, step in zip(
+                prefixes, torch.where(above < 0, self.after[row, words], later).tolist(), strict=True
+            ):
                 chances[prefix] = chances[prefix[:-1]] + step
             results.append([chances[text] for text in asked[row]])
             if tree.chain:
-                last = len(tree.chain) - 1
+                last = tree.places[tree.common]
                 self.held[row], self.sums[row] = tree.common, chances[tree.common]
-                self.after[row] = logits[row, last] - totals[row, last]
-                counts[row, : last + 1] = True
+                self.after[row] = logits[last] - totals[last]
+                owners += [self.clips[row]] * len(tree.chain)
         if size:
-            self.fed.settle(counts.to(self.device))
+            self.fed.settle(torch.tensor(owners, dtype=torch.long, device=self.device))
         return results
 
-    def _feed(self, trees: list[_Tree], chains: int, size: int) -> tuple[Tensor, Tensor]:
-        """Every prefix that something follows, each seeing its own beginnings -> logits (B, size, V), logsumexp (B, size)."""
-        ids, depths = torch.zeros(len(trees), size, dtype=torch.long), torch.zeros(len(trees), size, dtype=torch.long)
-        seen = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
-        for row, tree in enumerate(trees):
-            tree.lay_out(chains)
-            for prefix, place in tree.places.items():
-                ids[row, place], depths[row, place] = prefix[-1], self.start + len(prefix) - 1
+    def _feed(self, trees: list[_Tree], size: int) -> Tensor:
+        """Every prefix that something follows, each seeing its own beginnings -> logits (size, V)."""
+        ids, depths, owners = (torch.zeros(size, dtype=torch.long) for _ in range(3))
+        seen = torch.eye(size, dtype=torch.bool)
+        for clip, tree in zip(self.clips, trees, strict=True):
+            for prefix, place in tree.places.items():  # parents before children
+                ids[place], depths[place], owners[place] = prefix[-1], self.start + len(prefix) - 1, clip
                 if (parent := tree.places.get(prefix[:-1])) is not None:
-                    seen[row, place] |= seen[row, parent]
-        embeds = self.embedding(ids.to(self.device))
-        logits = self.fed.feed(embeds, seen.to(self.device), depths.to(self.device)).float()
-        return logits, logits.logsumexp(dim=-1)
+                    seen[place] |= seen[parent]
+        ids, owners, seen, depths = (x.to(self.device) for x in (ids, owners, seen, depths))
+        return self.fed.feed(self.embedding(ids), owners, seen, depths)
 
 
 class _Tree:
@@ -169,10 +170,6 @@ class _Tree:
         self.inner = sorted((p for p in beyond if p in parents), key=len)
         self.leaves = [p for p in beyond if p not in parents]
         self.places: dict[Prefix, int] = {}
-
-    def lay_out(self, inner: int) -> None:
-        starts = ((0, self.chain), (inner, self.inner))
-        self.places = {prefix: start + i for start, part in starts for i, prefix in enumerate(part)}
 
 
 def likelihoods(llm: Any, context: Sequence[int], texts: Sequence[Sequence[int]]) -> list[float]:
