@@ -15,13 +15,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-QUESTIONS = ("steering_overhead", "steering_op", "training_speed", "transcription_speed")
+FLAT = ("steering_overhead", "training_speed", "transcription_speed")
+QUESTIONS = (*FLAT, "steering_op")
+
+
+def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Names and values of everything in nested objects, joined by an underscore."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{name}_{key}".replace(" ", "_"))
+    else:
+        yield name, value
 
 
 def machine() -> dict[str, Any]:
@@ -53,7 +64,8 @@ def main() -> None:
             print(f"\n## {question}\n", flush=True)
             answer = Path(folder) / f"{question}.json"
             subprocess.run([sys.executable, str(here / f"{question}.py"), "--json", str(answer)], check=True)
-            numbers |= json.loads(answer.read_text())
+            told = json.loads(answer.read_text())
+            numbers |= told if question in FLAT else dict(leaves(told, question))
     numbers["minutes"] = round((time.perf_counter() - began) / 60, 1)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     scratch = arguments.out.with_name(f".{arguments.out.name}.part")
