@@ -20,7 +20,9 @@ own sizes change nothing in it. A checkpoint is taken by its folder, or by `org/
 
 Each keeps: scale 0 and removal are the plain encoder bit for bit; every vector gets gradient; a batch equals its clips one by
 one; lengths are true for 50 random lengths; three training steps leave parameters and buffers as they were; checkpointed,
-compiled, copied and pickled (where torch can) it steers the same; the adapter round-trips.
+compiled, copied and pickled (where torch can) it steers the same; the adapter round-trips. Some have a test more: loading from
+a folder, half precision. Most batches are padded; where padding would be heard (a group norm in the front end, as wav2vec2-base
+has it, or convolutions that reach into it) clips of equal length go through together, the others after each other, which is slower.
 
 | family | class | tests passed | a batch of mixed lengths |
 |---|---|---|---|

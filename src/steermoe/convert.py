@@ -149,11 +149,14 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise AdapterError(f"{file}: refused, holds pickled code or is broken; only tensors are read") from None
-    except Exception as error:  # many kinds: not a zip, cut short, saved by a torch that could not be mapped
-        reason = " ".join(str(error).split())[:120]
-        raise AdapterError(f"{file}: not a file that torch.save wrote, or cut short ({reason})") from None
+    except Exception:  # of many kinds: not a zip, cut short, saved by a torch that could not be mapped
+        raise AdapterError(
+            f"{file}: not what torch.save writes since 1.6, or cut short; give the authors' pytorch_model.bin or its folder"
+        ) from None
     if not isinstance(content, dict):
-        raise AdapterError(f"{file}: holds a {type(content).__name__}, not a state dict")
+        raise AdapterError(
+            f"{file}: holds a {type(content).__name__}, not a state dict; give the authors' pytorch_model.bin"
+        )
     return {k: v for k, v in content.items() if isinstance(v, torch.Tensor) and isinstance(k, str) and _wanted(k)}
 
 

@@ -138,7 +138,7 @@ def inspect_pair(encoder: str, llm: str) -> dict[str, Any]:
     value["text"] = "\n".join(
         [
             f"encoder   {encoder}: {sizes['encoder']:,} parameters, frozen",
-            f"steered   {len(frames.layers)} x {kind} at {where or 'its top'}, width {frames.width}",
+            f"steered   {len(frames.layers)} x {kind} at {where or 'its top'}, width {frames.width} (steer_layers chooses some)",
             f"frames    {frames.rate:g} a second, windows of up to {frames.window:g} s, batches {padding}",
             f"tokens    {value['audio_tokens_a_second']:g} a second into the LLM; lexical: one a spoken token",
             f"LLM       {llm}: {sizes['llm']:,} parameters, frozen; width {table.shape[1]}, {table.shape[0]:,} tokens",

@@ -175,3 +175,8 @@ def test_nan_never_reaches_the_model(ears: Ears) -> None:
     clip[100] = np.nan
     with pytest.raises(AudioError):
         ears.transcribe(clip, sampling_rate=16_000)
+
+
+def test_a_run_s_folder_means_the_adapter_in_it(ears: Ears, tmp_path: Path) -> None:
+    ears.model.save_adapter(tmp_path / "run" / "adapter")
+    assert find_adapter(tmp_path / "run") == find_adapter(tmp_path / "run" / "adapter") == tmp_path / "run" / "adapter"

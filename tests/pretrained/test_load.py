@@ -265,5 +265,13 @@ def test_an_outline_has_shapes_and_no_weights(kind: type, tmp_path: Path) -> Non
 def test_what_is_no_audio_encoder_is_refused(tmp_path: Path) -> None:
     saved(llama, tmp_path / "llama")
     name = str(tmp_path / "llama")
-    with pytest.raises(FetchError, match=r"llama: has no preprocessor_config.json, so it is no audio encoder"):
+    with pytest.raises(
+        FetchError, match=r"llama: has no preprocessor_config.json, so it is no audio encoder, or lacks its feature"
+    ):
         SteerMoEForConditionalGeneration.from_pair(name, name)
+
+
+def test_an_outline_of_what_is_no_llm_is_refused(tmp_path: Path) -> None:
+    name, _ = saved(whisper, tmp_path)
+    with pytest.raises(UsageError, match="a 'whisper' model is no causal LLM"):
+        outline_llm(name)

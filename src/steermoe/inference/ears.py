@@ -30,13 +30,15 @@ def shipped() -> list[str]:
 
 
 def find_adapter(name: str | Path) -> Path:
-    """A folder, the name of a shipped adapter, or a hub id with its commit (``org/name@<40 hex>``).
+    """A folder, one of a training run, the name of a shipped adapter, or a hub id with its commit (``org/name@<40 hex>``).
 
     Raises AdapterError when there is none.
     """
     folder = Path(name).expanduser()
     if (folder / adapters.CONFIG).is_file():
         return folder
+    if (folder / "adapter" / adapters.CONFIG).is_file():  # where a training run leaves it
+        return folder / "adapter"
     if (SHIPPED / str(name) / adapters.CONFIG).is_file():
         return SHIPPED / str(name)
     if "@" in str(name) and not folder.exists():

@@ -70,34 +70,49 @@ def load_llm(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedMod
 
     Raises UsageError for a model that does not write text from left to right.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     folder = resolve(name)
-    with _one_line(folder):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    no_llm = f"{name}: a {config.model_type!r} model is no causal LLM; give a decoder, such as Llama, Qwen or Gemma"
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
-        raise UsageError(no_llm)  # of Whisper and BART it lists the decoder
+    _llm_config(name)
     model = _load(AutoModelForCausalLM, folder, _dtype(dtype))
     causal = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
     if causal and not any(causal):  # BERT has a causal head, too, but sees what comes after
-        raise UsageError(no_llm)
+        raise UsageError(_no_llm(name, model.config))
     return _frozen(model)
 
 
 def outline_llm(name: str) -> PreTrainedModel:
-    """The causal LLM ``name`` on the meta device: its modules and shapes; its weights are neither read nor allocated."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """The causal LLM ``name`` on the meta device: its modules and shapes; its weights are neither read nor allocated.
 
-    folder = resolve(name)
+    Raises UsageError as ``load_llm`` does.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder, config = resolve(name), _llm_config(name)
     with _one_line(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         # Gemma keeps a scale beside its table as a tensor, which has no value here: a plain table in its place.
         llm.set_input_embeddings(torch.nn.Embedding(*llm.get_input_embeddings().weight.shape))
         llm.tie_weights()  # to the head, where the config says so
     return _frozen(llm)
+
+
+def _llm_config(name: str) -> Any:
+    """The config of the causal LLM ``name``. Raises UsageError for what is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    folder = resolve(name)
+    with _one_line(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    # Of Whisper and BART, transformers lists the decoder.
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise UsageError(_no_llm(name, config))
+    return config
+
+
+def _no_llm(name: str, config: Any) -> str:
+    return f"{name}: a {config.model_type!r} model is no causal LLM; give a decoder, such as Llama, Qwen or Gemma"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -121,7 +136,8 @@ def load_feature_extractor(name: str) -> FeatureExtractionMixin | FireRedFeature
     folder = resolve(name)
     if not any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
         raise FetchError(
-            f"{name}: has no preprocessor_config.json, so it is no audio encoder; give one, such as a Whisper"
+            f"{name}: has no preprocessor_config.json, so it is no audio encoder, or lacks its feature extractor: "
+            "save that beside the weights, or give another, such as a Whisper"
         )
     if _is_firered(folder):
         with _one_line(folder):
