@@ -1,9 +1,10 @@
 """Training samples a second and peak memory: ours, a good plain implementation, and one in the shape of the reference.
 
-    python benchmarks/training_speed.py [--clips 24] [--json FILE]
+    python benchmarks/training_speed.py [--clips 40] [--json FILE]
 
 The paper's recipe (linear projector, every layer steered, `ce` through the LLM) on the tiny pair, over the same clips, whose
-lengths are spread as LibriSpeech's; what is said in them does not matter for time. Each runs in a process of its own.
+lengths are spread as LibriSpeech's; what is said in them does not matter for time. Each runs in a process of its own;
+the time of `plain` leaves out what its data loader does, which is in the others'.
 
 ours       the library: any-length batches by duration, frozen weights in bfloat16, logits of labelled positions only
 plain      transformers' Trainer, bfloat16 autocast over float32 weights, Whisper's 30 s, text padded to the longest,

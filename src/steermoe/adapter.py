@@ -199,9 +199,9 @@ def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> l
     was = other("llm", model.config.llm)
     if was:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("steering.")}
-    count, told = len(model.frames.layers), content["config"].get("steer_layers")
-    steered = list(range(count)) if told is None else [i % count for i in told]
-    moved = model.steering is not None and steered != model.steered_layers
+    steered = load_config(content, folder).layers_of(len(model.frames.layers))
+    had = model.steering is not None and any(name.startswith("steering.") for name in tensors)
+    moved = had and steered != model.steered_layers
     if moved:  # vectors of one layer mean nothing to another
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("steering.")}
     unfit = {part(k) for k in own if k not in tensors or tensors[k].shape != own[k].shape}
@@ -213,10 +213,12 @@ def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> l
     if was:
         kept = "its steering is kept, the rest starts anew" if fit else "nothing of it fits, everything starts anew"
         lines.append(f"{folder} was trained for the LLM {was}, not {model.config.llm}: {kept}")
-    if moved and any(name.startswith("steering.") for name in _tensors(path)):
+    if moved:
         lines.append(f"{folder} steers the layers {steered}, not {model.steered_layers}: the steering starts anew")
     if not fit and not lines:
-        raise AdapterError(f"{path}: none of its tensors fits this model")
+        raise AdapterError(
+            f"{path}: none of its tensors fits this model; start without it, or from one with this projector"
+        )
     if not lines and (new := sorted(own.keys() - set(fit))):
         lines.append(f"{folder} has no {', '.join(new)} of this shape: they start anew")
     return lines

@@ -67,6 +67,10 @@ class SteerMoEConfig:
     pad_to_window: bool = False
     """Pad every clip to the encoder's window (30 s for Whisper), as it was pretrained."""
 
+    def layers_of(self, count: int) -> list[int]:
+        """Which of an encoder's ``count`` layers are steered, in the order of the steering vectors; 0 is the first."""
+        return list(range(count)) if self.steer_layers is None else [i % count for i in self.steer_layers]
+
     def __post_init__(self) -> None:
         for name in ("num_experts", "kernel", "hidden", "readings"):
             if (value := getattr(self, name)) is not None and value < 1:

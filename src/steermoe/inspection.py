@@ -90,16 +90,15 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
 def inspect_pair(encoder: str, llm: str) -> dict[str, Any]:
     """What would be steered between two models, before anything is trained; of the LLM its shapes alone are looked at.
 
-    Audio tokens are those of the default pooling (a lexical projector gives one a spoken token, so fewer). Memory is that of weights as they would be loaded here, and of the adapter with gradients and AdamW's moments.
+    Audio tokens are those of the default pooling (a lexical projector gives one a spoken token, so fewer). Memory is that of
+    weights as they would be loaded here, and of the adapter with gradients and AdamW's moments.
     """
-    from .encoders import wrap
-    from .model import SteerMoEForConditionalGeneration
-    from .pretrained import auto_dtype, load_encoder, load_feature_extractor
+    from .model import SteerMoEForConditionalGeneration, load_frames
+    from .pretrained import auto_dtype
     from .pretrained.load import outline_llm
 
     outline = outline_llm(llm)
-    extractor = load_feature_extractor(encoder)
-    frames = wrap(load_encoder(encoder), extractor)
+    frames = load_frames(SteerMoEConfig(encoder=encoder, llm=llm))
     names = {module: name for name, module in frames.encoder.named_modules()}
     where, kind = names[frames.layers[0]].rpartition(".")[0], type(frames.layers[0]).__name__
     trained: dict[str, int] = {}

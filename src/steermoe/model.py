@@ -37,6 +37,14 @@ class Output:
     logits: Tensor
 
 
+def load_frames(config: SteerMoEConfig, dtype: torch.dtype | None = None) -> Any:
+    """The frozen encoder that ``config`` names, behind its front (encoders/)."""
+    from .pretrained import load_encoder, load_feature_extractor
+
+    extractor = load_feature_extractor(config.encoder)  # first: a model that has none is no audio encoder
+    return wrap(load_encoder(config.encoder, dtype), extractor, config.encoder_layers, config.pad_to_window)
+
+
 class SteerMoEForConditionalGeneration(nn.Module):
     """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors``; all else is frozen.
 
@@ -84,13 +92,11 @@ class SteerMoEForConditionalGeneration(nn.Module):
         cls, encoder: str, llm: str, *, device: str = "cpu", dtype: torch.dtype | None = None, **config: Any
     ) -> SteerMoEForConditionalGeneration:
         """A new, untrained adapter between two pretrained models (names as in ``pretrained.resolve``)."""
-        from .pretrained import auto_dtype, load_encoder, load_feature_extractor, load_llm
+        from .pretrained import auto_dtype, load_llm
 
         dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
-        extractor = load_feature_extractor(encoder)  # first: a model that has none is no audio encoder
-        frames = wrap(load_encoder(encoder, dtype), extractor, settings.encoder_layers, settings.pad_to_window)
-        return cls(settings, frames, load_llm(llm, dtype)).to(device)
+        return cls(settings, load_frames(settings, dtype), load_llm(llm, dtype)).to(device)
 
     def train(self, mode: bool = True) -> SteerMoEForConditionalGeneration:
         """Only what is trained ever leaves eval: BatchNorm, dropout and layerdrop of frozen towers stay off."""
@@ -123,9 +129,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
     @property
     def steered_layers(self) -> list[int]:
         """Which encoder layers are steered, in the order of the steering vectors; 0 is the first."""
-        count = len(self.frames.layers)
-        chosen = self.config.steer_layers if self.config.steer_layers is not None else range(count)
-        return [i % count for i in chosen] if self.steering is not None else []
+        return self.config.layers_of(len(self.frames.layers)) if self.steering is not None else []
 
     @property
     def first_learning(self) -> int:
@@ -152,7 +156,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         return self.frames.divisible or self.first_learning == len(self.frames.layers)
 
     def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-mel (B, mels, T) and frame counts (B,) -> steered frames (B, T', D), lengths (B,)."""
+        """Input features and their lengths (B,) -> steered frames (B, T', D), lengths (B,)."""
         return self.leave(*self.enter(features, lengths))
 
     def project(self, h: Tensor, lengths: Tensor) -> Projected:

@@ -290,6 +290,7 @@ def test_init_from_keeps_what_fits_and_says_what_starts_anew(recipe: Values, tmp
     found = re.fullmatch(rf"{first} has no (.+) of this shape: they start anew", line)
     assert found
     new = found.group(1).split(", ")
+    assert "prompt_vectors" in new
     assert all(name == "prompt_vectors" or ".context." in name for name in new) and len(new) == 7
     old = load_file(first / "adapter_model.safetensors")
     assert all(torch.equal(v, old[k]) for k, v in model.adapter_state().items() if k not in new)
@@ -435,3 +436,16 @@ def test_a_kill_leaves_only_whole_checkpoints(
     restore(tmp_path / "step-000001", make(seed=3, prompt_vectors=2).model, None)
     save_checkpoint(tmp_path, *trained, {"step": 2, "stage": 0})  # the next one clears up
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_a_manifest_without_durations_is_measured_once(recipe: Values, manifest: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(
+        "".join(json.dumps({"audio": str(manifest.parent / r["audio"]), "text": r["text"]}) + "\n" for r in rows)
+    )
+    made = build(Recipe, {**recipe, "data": {"train": [str(bare)]}})
+    assert [e.duration for e in training_set(made)] == pytest.approx([r["duration"] for r in rows])
+    train(made)
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["audio_seconds"] <= 6.1 for row in metrics if "audio_seconds" in row)

@@ -116,10 +116,12 @@ class Judge:
         """Of each clip's readings: log P_llm. All of them begin with what those of the last call had in common."""
         trees = [_Tree(held, texts) for held, texts in zip(self.held, asked, strict=True)]
         size = 0
-        for part in ("chain", "inner"):  # the chains first: they stay
-            for tree in trees:
-                tree.places |= {prefix: size + i for i, prefix in enumerate(getattr(tree, part))}
-                size += len(getattr(tree, part))
+        for tree, part in [
+            *((t, t.chain) for t in trees),
+            *((t, t.inner) for t in trees),
+        ]:  # the chains first: they stay
+            tree.places |= {prefix: size + i for i, prefix in enumerate(part)}
+            size += len(part)
         logits = self._feed(trees, size) if size else self.after
         totals, results, owners = logits.logsumexp(dim=-1), [], []
         for row, tree in enumerate(trees):

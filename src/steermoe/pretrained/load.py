@@ -72,8 +72,7 @@ def load_llm(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedMod
     """
     from transformers import AutoModelForCausalLM
 
-    folder = resolve(name)
-    _llm_config(name)
+    folder, _ = _llm(name)
     model = _load(AutoModelForCausalLM, folder, _dtype(dtype))
     causal = [m.is_causal for m in model.modules() if hasattr(m, "is_causal")]
     if causal and not any(causal):  # BERT has a causal head, too, but sees what comes after
@@ -89,7 +88,7 @@ def outline_llm(name: str) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder, config = resolve(name), _llm_config(name)
+    folder, config = _llm(name)
     with _one_line(folder), torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         # Gemma keeps a scale beside its table as a tensor, which has no value here: a plain table in its place.
@@ -98,8 +97,8 @@ def outline_llm(name: str) -> PreTrainedModel:
     return _frozen(llm)
 
 
-def _llm_config(name: str) -> Any:
-    """The config of the causal LLM ``name``. Raises UsageError for what is none."""
+def _llm(name: str) -> tuple[Path, Any]:
+    """The folder and the config of the causal LLM ``name``. Raises UsageError for what is none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     folder = resolve(name)
@@ -108,7 +107,7 @@ def _llm_config(name: str) -> Any:
     # Of Whisper and BART, transformers lists the decoder.
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise UsageError(_no_llm(name, config))
-    return config
+    return folder, config
 
 
 def _no_llm(name: str, config: Any) -> str:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,10 @@ def training_set(recipe: Recipe, examples: list[Example] | None = None) -> list[
     limit, words = recipe.data.max_clip_seconds, recipe.data.min_words
     lengths = durations_of(examples)
     fit = [seconds <= limit and len(e.text.split()) >= words for e, seconds in zip(examples, lengths, strict=True)]
-    kept = list(compress(examples, fit))
+    # With its duration each, so that no file's header is read again for batches and logs.
+    kept = [
+        replace(example, duration=seconds) for example, seconds in compress(zip(examples, lengths, strict=True), fit)
+    ]
     if not kept:
         raise DataError(f"{', '.join(recipe.data.train)}: no clip of at most {limit:g} s and {words} words or more")
     hours = sum(compress(lengths, fit)) / 3600
