@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steermoe.audio import RATE, decode, duration, find_audio, windows
+from steermoe.audio import RATE, decode, duration, find_audio, pieces, windows
 from steermoe.errors import AudioError
 
 
@@ -222,6 +222,31 @@ def test_windows_lose_nothing(length: int, seconds: float, seed: int, silent: bo
     assert all(len(piece) <= longest for piece in pieces)
     assert all(len(piece) >= max(1, longest * 4 // 5) for piece in pieces[:-1])
     assert len(pieces) == 1 or all(len(piece) for piece in pieces)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 8_000])
+@pytest.mark.parametrize("seconds", [0.3, 2.0, 99.0])
+def test_pieces_are_the_windows_of_the_whole(monkeypatch: pytest.MonkeyPatch, rate: int, seconds: float) -> None:
+    monkeypatch.setattr("steermoe.audio.BLOCK", 5_000)
+    samples = np.random.default_rng(rate).normal(0, 0.1, 5 * rate).astype(np.float32)
+    samples *= np.abs(np.sin(np.arange(len(samples)) / rate * 3))
+    for source, known in ((wav(samples, rate), None), (samples, rate)):
+        wanted = windows(decode(source, known), seconds)
+        found = list(pieces(source, seconds, known))
+        assert len(found) == len(wanted) and all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_pieces_do_not_read_ahead(tmp_path: Path) -> None:
+    """A file that breaks off late has given its beginning by then; what is no audio is refused at once."""
+    soundfile.write(tmp_path / "a.flac", np.random.default_rng(0).normal(0, 0.1, 100 * RATE), RATE)
+    whole = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(whole[: len(whole) * 9 // 10])
+    found = pieces(tmp_path / "a.flac", 10.0)
+    assert len(next(found)) <= 10 * RATE
+    with pytest.raises(AudioError, match="truncated|broken"):
+        list(found)
+    with pytest.raises(AudioError, match="no such file"):
+        next(pieces(tmp_path / "b.flac", 10.0))
 
 
 def test_windows_cut_in_the_pause() -> None:

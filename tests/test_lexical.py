@@ -23,6 +23,14 @@ def projector() -> LexicalProjector:
     return made
 
 
+def read(projector: LexicalProjector, logits: torch.Tensor) -> list[tuple[int, int, int]]:
+    return projector.likeliest(logits[:, :-1], logits[:, -1:]).segments()
+
+
+def token_ids(projector: LexicalProjector, logits: torch.Tensor) -> list[int]:
+    return [token for _, _, token in read(projector, logits)]
+
+
 def logits_of(path: list[int], size: int = VOCAB, peak: float = 8.0) -> torch.Tensor:
     """(T, C + 1) logits whose arg-max is ``path``."""
     torch.manual_seed(1)
@@ -43,13 +51,14 @@ def logits_of(path: list[int], size: int = VOCAB, peak: float = 8.0) -> torch.Te
 )
 def test_segments(projector: LexicalProjector, path: list[int], words: list[int]) -> None:
     logits = logits_of(path)
-    assert projector.token_ids(logits) == words
-    for start, end, row in projector.segments(logits):
+    segments = read(projector, logits)
+    assert [token for _, _, token in segments] == words
+    for start, end, row in segments:
         assert path[start:end] == [row] * (end - start)
         assert start == 0 or path[start - 1] != row
-    read = projector.read_out(logits)
+    embeddings = projector._embed(torch.zeros(0), segments)
     wanted = projector.table[words] if words else projector.nothing[None]
-    assert torch.equal(read, wanted)  # at temperature 0, the tokens' own embeddings
+    assert torch.equal(embeddings, wanted)  # at temperature 0, the tokens' own
 
 
 def test_expectation_by_hand() -> None:
@@ -57,23 +66,23 @@ def test_expectation_by_hand() -> None:
     projector = LexicalProjector(WIDTH, table, temperature=1.0)
     # Two frames of token 0, with p = (.6, .2 | .2 blank) and (.5, .1 | .4): means .55 and .15 -> .7857 and .2143.
     logits = torch.tensor([[0.6, 0.2, 0.2], [0.5, 0.1, 0.4]]).log()
-    torch.testing.assert_close(projector.read_out(logits), torch.tensor([[0.55, 0.15]]) / 0.7)
+    torch.testing.assert_close(projector.mixtures(logits, [(0, 2, 0)]), torch.tensor([[0.55, 0.15]]) / 0.7)
     projector.temperature = 0.5  # squares
     squares = torch.tensor([[0.55**2, 0.15**2]])
-    torch.testing.assert_close(projector.read_out(logits), squares / squares.sum())
+    torch.testing.assert_close(projector.mixtures(logits, [(0, 2, 0)]), squares / squares.sum())
     projector.temperature = 0.01  # nearly the arg-max token's own
-    torch.testing.assert_close(projector.read_out(logits), table[:1])
+    torch.testing.assert_close(projector.mixtures(logits, [(0, 2, 0)]), table[:1])
 
 
 def test_blank_penalty_is_for_reading_only(projector: LexicalProjector) -> None:
     logits = torch.tensor([[5.0, 1, 0, 0, 0, 6], [0, 0, 0, 5.5, 0, 6], [0, 0, 0, 0, 0, 6]])
     h, lengths, targets = torch.randn(1, 8, WIDTH), torch.tensor([8]), [[1, 2]]
-    assert projector.token_ids(logits) == []
+    assert token_ids(projector, logits) == []
     loss = projector.ctc_loss(h, lengths, targets)
     projector.blank_penalty = 0.75
-    assert projector.token_ids(logits) == [3]
+    assert token_ids(projector, logits) == [3]
     projector.blank_penalty = 1.5
-    assert projector.token_ids(logits) == [0, 3]
+    assert token_ids(projector, logits) == [0, 3]
     assert torch.equal(projector.ctc_loss(h, lengths, targets), loss)
 
 

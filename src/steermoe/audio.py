@@ -44,18 +44,22 @@ def decode(
     part. Raises AudioError for whatever is absent, empty, broken, not finite or longer than
     ``max_duration`` seconds: that is checked before anything is decoded.
     """
-    name = _name(source)
-    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        samples = _mono(np.asarray(source), name)
-        if sampling_rate is None:
-            raise AudioError(f"{name}: an array does not say its rate; pass sampling_rate=16000 (or what it is)")
-        rate, frames = _rate(sampling_rate, name), len(samples)
-        first, last = _part(frames, rate, start, end, max_duration, name)
-        return _resampled(iter([samples[first:last]]), rate, name)
-    with _opened(source, name) as file:
-        rate = _rate(file.samplerate, name)
-        first, last = _part(file.frames, rate, start, end, max_duration, name)
-        return _resampled(_blocks(file, first, last, int(max_duration * rate), name), rate, name)
+    return np.ascontiguousarray(np.concatenate(list(_read(source, sampling_rate, max_duration, start, end))))
+
+
+def pieces(
+    source: AudioSource, seconds: float, sampling_rate: int | None = None, max_duration: float = MAX_DURATION
+) -> Iterator[np.ndarray]:
+    """``windows(decode(source), seconds)``, read as it is asked for: memory does not grow with the length of a file."""
+    longest = _longest(seconds)
+    held = np.zeros(0, np.float32)
+    for block in _read(source, sampling_rate, max_duration):
+        held = np.concatenate([held, block])
+        while len(held) > longest:
+            cut = _quietest(held[:longest])
+            yield held[:cut].copy()
+            held = held[cut:]
+    yield held
 
 
 def duration(source: str | Path | bytes | BinaryIO) -> float:
@@ -82,15 +86,19 @@ def windows(samples: np.ndarray, seconds: float = 30.0) -> list[np.ndarray]:
 
     samples: (N,) at 16 kHz. Concatenated, the pieces equal the input exactly; they are views of it.
     """
-    longest = int(seconds * RATE)
-    if longest < 1:
-        raise AudioError(f"windows(seconds={seconds}): a window must hold at least one sample; use 30")
-    pieces = []
+    longest = _longest(seconds)
+    cut_off = []
     while len(samples) > longest:
         cut = _quietest(samples[:longest])
-        pieces.append(samples[:cut])
+        cut_off.append(samples[:cut])
         samples = samples[cut:]
-    return [*pieces, samples]
+    return [*cut_off, samples]
+
+
+def _longest(seconds: float) -> int:
+    if int(seconds * RATE) < 1:
+        raise AudioError(f"windows(seconds={seconds}): a window must hold at least one sample; use 30")
+    return int(seconds * RATE)
 
 
 def _quietest(window: np.ndarray) -> int:
@@ -224,19 +232,44 @@ def _mono(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
-def _resampled(blocks: Iterator[np.ndarray], rate: int, name: str) -> np.ndarray:
-    """The blocks as one array at 16 kHz, all samples finite."""
+def _read(
+    source: AudioSource,
+    sampling_rate: int | None,
+    max_duration: float,
+    start: float | None = None,
+    end: float | None = None,
+) -> Iterator[np.ndarray]:
+    """See ``decode``: the samples block by block, at least one of them."""
+    name = _name(source)
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        samples = _mono(np.asarray(source), name)
+        if sampling_rate is None:
+            raise AudioError(f"{name}: an array does not say its rate; pass sampling_rate=16000 (or what it is)")
+        rate, frames = _rate(sampling_rate, name), len(samples)
+        first, last = _part(frames, rate, start, end, max_duration, name)
+        yield from _resampled(iter([samples[first:last]]), rate, name)
+        return
+    with _opened(source, name) as file:
+        rate = _rate(file.samplerate, name)
+        first, last = _part(file.frames, rate, start, end, max_duration, name)
+        yield from _resampled(_blocks(file, first, last, int(max_duration * rate), name), rate, name)
+
+
+def _resampled(blocks: Iterator[np.ndarray], rate: int, name: str) -> Iterator[np.ndarray]:
+    """The blocks at 16 kHz, all samples finite, at least one."""
     import soxr
 
     stream = soxr.ResampleStream(rate, RATE, 1, dtype="float32") if rate != RATE else None
-    pieces = []
+    got = 0
     for block in blocks:
         if not np.isfinite(block).all():
             raise AudioError(f"{name}: holds samples that are NaN or infinite; export it again as 16-bit audio")
-        pieces.append(block if stream is None else stream.resample_chunk(block))
-    if stream is not None and pieces:
-        pieces.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    if not len(samples):
+        made = block if stream is None else stream.resample_chunk(block)
+        got += len(made)
+        yield np.asarray(made, np.float32)
+    if stream is not None:
+        rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        got += len(rest)
+        yield rest
+    if not got:
         raise AudioError(f"{name}: holds no samples; record or export it again")
-    return np.ascontiguousarray(samples, np.float32)

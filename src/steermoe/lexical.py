@@ -10,6 +10,7 @@ probabilities. No text is decoded: the LLM receives vectors from the region it a
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,27 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .projector import Projected, pool
+
+LIKELIEST = 12  # tokens of a frame that are told apart when reading out
+FRAMES = 128  # whose scores of all tokens are held at once when reading out: 25 MB with 49,152 tokens
+
+
+@dataclass
+class Likeliest:
+    """What each frame of a clip may say: log-probabilities ``chances`` (T', K) of its likeliest tokens ``ids`` (T', K), best
+    first, and of the ``blank`` (T',)."""
+
+    chances: Tensor
+    ids: Tensor
+    blank: Tensor
+
+    def segments(self) -> list[tuple[int, int, int]]:
+        """CTC segments: (first frame, last frame + 1, token id), no blanks."""
+        best = torch.where(self.blank >= self.chances[:, 0], -1, self.ids[:, 0])
+        values, runs = torch.unique_consecutive(best, return_counts=True)
+        ends = runs.cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        return [(s, e, v) for s, e, v in zip(starts, ends, values.tolist(), strict=True) if v >= 0]
 
 
 class Context(nn.Module):
@@ -70,18 +92,19 @@ class LexicalProjector(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
         self.blank_bias = nn.Parameter(torch.zeros(()))
         self._table = [table]  # in a list: seen, but neither a parameter nor a buffer
-        self._unit: Tensor | None = None
+        self._unit: dict[torch.dtype, Tensor] = {}
 
     @property
     def table(self) -> Tensor:
         return self._table[0]
 
-    def _unit_rows(self, like: Tensor) -> Tensor:
+    def _unit_rows(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """(V, D_llm): all embeddings at length one, computed once and kept."""
-        if self._unit is None or self._unit.device != like.device or self._unit.dtype != like.dtype:
+        rows = self._unit.get(dtype)
+        if rows is None or rows.device != device:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training, too
-                self._unit = F.normalize(self.table.to(like.device, torch.float32), dim=-1).to(like.dtype)
-        return self._unit
+                rows = self._unit[dtype] = F.normalize(self.table.to(device, torch.float32), dim=-1).to(dtype)
+        return rows
 
     def scores(
         self, h: Tensor, lengths: Tensor, ids: Tensor | None = None, dropout: float = 0.0
@@ -90,63 +113,77 @@ class LexicalProjector(nn.Module):
 
         Only for the tokens ``ids`` (C,), in their order, where these are given.
         """
-        pooled, lengths = pool(h, lengths, self.kernel, "stack")
-        frames = F.dropout(self.norm(pooled.to(self.norm.weight.dtype)), dropout, training=dropout > 0)
-        beyond = torch.arange(frames.shape[1], device=h.device) >= lengths[:, None]  # (B, T')
-        x = self.proj(frames)
-        if self.context is not None:
-            x = x + self.context(frames, ~beyond)
-        x = F.normalize(x, dim=-1)  # (B, T', D_llm)
-        scale = self.log_scale.exp()
-        rows = self._unit_rows(x)
-        words = (scale * x) @ (rows if ids is None else rows[ids]).T
-        blank = scale * (x @ F.normalize(self.blank, dim=0)) + self.blank_bias
-        logits = torch.cat([words, blank[..., None]], dim=-1).float()
-        if beyond.any():
+        x, inside, lengths = self._directions(h, lengths, dropout)
+        logits = torch.cat(self._score(x, ids), dim=-1)
+        if not inside.all():
             certain = torch.full_like(logits[0, 0], -1e4)
             certain[-1] = 0.0
-            logits = torch.where(beyond[..., None], certain, logits)
+            logits[~inside] = certain
         return logits, lengths
 
+    def _directions(self, h: Tensor, lengths: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors (B, T', D_llm) of the pooled frames, which of them are inside a clip (B, T'), and lengths."""
+        pooled, lengths = pool(h, lengths, self.kernel, "stack")
+        frames = F.dropout(self.norm(pooled.to(self.norm.weight.dtype)), dropout, training=dropout > 0)
+        inside = torch.arange(frames.shape[1], device=h.device) < lengths[:, None]
+        x = self.proj(frames)
+        if self.context is not None:
+            x = x + self.context(frames, inside)
+        return F.normalize(x, dim=-1), inside, lengths
+
+    def _score(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unit vectors (..., D_llm) -> logits of the tokens (..., V) and of the blank (..., 1), float32."""
+        rows = self._unit_rows(x.dtype, x.device)
+        words = (self.log_scale.exp() * x) @ (rows if ids is None else rows[ids]).T
+        return words.float(), self._score_blank(x)
+
+    def _score_blank(self, x: Tensor) -> Tensor:
+        blank = self.log_scale.exp() * (x @ F.normalize(self.blank, dim=0)) + self.blank_bias
+        return blank[..., None].float()
+
     def forward(self, h: Tensor, lengths: Tensor) -> Projected:
-        logits, lengths = self.scores(h, lengths)
-        found = [self.segments(row) for row in logits]
-        read = [self._embed(row, segments) for row, segments in zip(logits, found, strict=True)]
-        counts = torch.tensor([len(r) for r in read], device=h.device)
+        x, inside, lengths = self._directions(h, lengths)
+        counts = lengths.tolist()
+        # Clips lie end to end here: none is padded, and the scores of all tokens never exist for all frames at once.
+        thinned = [self._thinned(part) for part in x[inside].split(FRAMES)]
+        columns = ([getattr(part, name) for part in thinned] for name in ("chances", "ids", "blank"))
+        read = [Likeliest(*clip) for clip in zip(*(torch.cat(c).split(counts) for c in columns), strict=True)]
+        found = [clip.segments() for clip in read]
+        embeddings = [self._embed(x[i, :n], found[i]) for i, n in enumerate(counts)]
+        said = torch.tensor([len(e) for e in embeddings], device=h.device)
         tokens = [[token for _, _, token in segments] for segments in found]
-        return Projected(pad_sequence(read, batch_first=True), counts, logits, lengths, tokens)
+        return Projected(pad_sequence(embeddings, batch_first=True), said, tokens, read)
 
-    def eased(self, logits: Tensor) -> Tensor:
-        """Logits (T', V + 1) as they are read out: less ``blank_penalty``."""
-        if not self.blank_penalty:
-            return logits
-        return torch.cat([logits[:, :-1], logits[:, -1:] - self.blank_penalty], dim=-1)
+    def _thinned(self, x: Tensor) -> Likeliest:
+        """Unit vectors (T', D_llm) -> what these frames may say. Where the LLM's embeddings are in bfloat16 they choose the
+        likeliest tokens, whose scores are then computed anew as they were trained."""
+        if self.table.dtype == x.dtype:
+            return self.likeliest(*self._score(x))
+        scaled = self.log_scale.exp() * x
+        words = (scaled.to(self.table.dtype) @ self._unit_rows(self.table.dtype, x.device).T).float()
+        ids = words.topk(min(2 * LIKELIEST, words.shape[-1]), dim=-1).indices
+        rows = self._unit_rows(x.dtype, x.device)[ids]  # (T', 2 K, D_llm)
+        return self.likeliest(words.scatter_(1, ids, (rows @ scaled[..., None])[..., 0].float()), self._score_blank(x))
 
-    def segments(self, logits: Tensor) -> list[tuple[int, int, int]]:
-        """CTC segments of one clip's logits (T', V + 1): (first frame, last frame + 1, token id), no blanks."""
-        blank = logits.shape[-1] - 1
-        logits = self.eased(logits)
-        scores, words = logits[:, :blank].max(dim=-1)
-        best = torch.where(logits[:, blank] >= scores, blank, words)
-        values, runs = torch.unique_consecutive(best, return_counts=True)
-        ends = runs.cumsum(0).tolist()
-        starts = [0, *ends[:-1]]
-        return [(s, e, v) for s, e, v in zip(starts, ends, values.tolist(), strict=True) if v != blank]
+    def likeliest(self, words: Tensor, blank: Tensor) -> Likeliest:
+        """Logits of tokens (T', V) and of the blank (T', 1), less ``blank_penalty``, thinned to what may be read."""
+        blank = blank[:, 0] - self.blank_penalty
+        total = torch.logaddexp(words.logsumexp(dim=-1), blank)
+        top, ids = words.topk(min(LIKELIEST, words.shape[-1]), dim=-1)
+        return Likeliest(top - total[:, None], ids, blank - total)
 
-    def token_ids(self, logits: Tensor) -> list[int]:
-        """The CTC arg-max transcript of one clip as LLM token ids."""
-        return [token for _, _, token in self.segments(logits)]
-
-    def read_out(self, logits: Tensor) -> Tensor:
-        """One clip's logits (T', V + 1) -> embeddings (S, D_llm); an audio without words is one learned vector."""
-        return self._embed(logits, self.segments(logits))
-
-    def _embed(self, logits: Tensor, segments: list[tuple[int, int, int]]) -> Tensor:
+    def _embed(self, x: Tensor, segments: list[tuple[int, int, int]]) -> Tensor:
+        """A clip's unit vectors (T', D_llm) and its segments -> (S, D_llm); without any word one learned vector."""
         if not segments:
             return self.nothing[None]
         if self.temperature == 0:
             ids = torch.tensor([token for _, _, token in segments], device=self.table.device)
             return self.table[ids].to(self.nothing)
+        words, blank = self._score(x)
+        return self.mixtures(torch.cat([words, blank - self.blank_penalty], dim=-1), segments)
+
+    def mixtures(self, logits: Tensor, segments: list[tuple[int, int, int]]) -> Tensor:
+        """The sharpened expectation (S, D_llm) of the token embeddings in each segment of logits (T', V + 1)."""
         probabilities = logits.softmax(dim=-1)[:, :-1]  # without the blank
         means = torch.stack([probabilities[s:e].mean(dim=0) for s, e, _ in segments])  # (S, V)
         sharpened = (means.clamp_min(1e-12).log() / self.temperature).softmax(dim=-1)

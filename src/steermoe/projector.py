@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 @dataclass
 class Projected:
-    """Audio tokens ``embeddings`` (B, S, D_llm) with ``lengths`` (B,); ``scores`` are the frame log-probabilities
-    of a lexical projector (B, T', C + 1), blank last, with ``score_lengths`` (B,), and ``tokens`` what it read: a list
-    of token ids a clip, empty where it heard no word (``embeddings`` then hold one learned vector)."""
+    """Audio tokens ``embeddings`` (B, S, D_llm) with ``lengths`` (B,). Of a lexical projector also what it read, a clip
+    each: ``tokens``, ids, none where it heard no word (``embeddings`` then hold one learned vector), and
+    ``likeliest``, what else its frames may say."""
 
     embeddings: Tensor
     lengths: Tensor
-    scores: Tensor | None = None
-    score_lengths: Tensor | None = None
     tokens: list[list[int]] | None = None
+    likeliest: list[Any] | None = None
 
 
 def pool(h: Tensor, lengths: Tensor, kernel: int, how: str) -> tuple[Tensor, Tensor]:

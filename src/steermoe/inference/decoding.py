@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .feeding import NOBODY, Fed
+from .feeding import ALL, Fed
 
 CHUNK = 16  # drafted tokens checked in one pass: enough to pay, few enough not to waste
 
@@ -55,39 +55,43 @@ def greedy(
     ends: Collection[int],
     limits: Sequence[int],
     margin: float = 0.0,
+    beginning: Sequence[int] = (),
 ) -> list[list[int]]:
-    """The LLM's greedy tokens after each of ``prompts`` (S_i, D_llm), at most ``limits[i]``, without the end token.
+    """The LLM's greedy tokens after ``beginning`` (ids that all share) and each of ``prompts`` (S_i, D_llm), at most
+    ``limits[i]``, without the end token.
 
     ``drafts`` are token ids it will probably write; ``ends`` the ids that end a turn. A drafted token stands, and
     the text ends behind the draft, unless the LLM finds another token more than e^``margin`` times as likely.
     """
     embedding, device = llm.get_input_embeddings(), prompts[0].device
-    fed, rows = Fed(llm), [row for row, limit in enumerate(limits) if limit > 0]
+    fed, rows = Fed(llm, beginning), [row for row, limit in enumerate(limits) if limit > 0]
     written: list[list[int]] = [[] for _ in prompts]
     left, new = [list(draft) for draft in drafts], list(prompts)  # what is drafted, and what is to be fed, of each
-    lengths = [0] * len(prompts)  # fed so far, and counting
+    lengths = [len(beginning)] * len(prompts)  # fed so far, and counting
     while rows:
         chunks = [left[row][: min(CHUNK, limits[row] - len(written[row]))] for row in rows]
         ids = [torch.tensor(chunk, dtype=torch.long, device=device) for chunk in chunks]
         pieces = [torch.cat([new[row], embedding(i).to(new[row])]) for row, i in zip(rows, ids, strict=True)]
         sizes = [len(piece) for piece in pieces]
         owners = torch.tensor(rows, device=device).repeat_interleave(torch.tensor(sizes, device=device))
-        seen = (owners == owners[:, None]).tril()
+        before = len(fed.owners)
+        seen = torch.cat([(fed.owners == owners[:, None]) | (fed.owners == ALL), (owners == owners[:, None]).tril()], 1)
         positions = torch.cat([torch.arange(lengths[r], lengths[r] + n) for r, n in zip(rows, sizes, strict=True)])
         ends_at = torch.tensor(sizes).cumsum(0).tolist()
         asked = [torch.arange(end - len(c) - 1, end) for end, c in zip(ends_at, chunks, strict=True)]
         logits = fed.feed(torch.cat(pieces), owners, seen, positions.to(device), torch.cat(asked).to(device))
-        going = []
+        going, wrong = [], torch.zeros(len(fed.owners), dtype=torch.bool, device=device)
         for row, chunk, end, own in zip(rows, chunks, ends_at, logits.split([len(a) for a in asked]), strict=True):
             agreed, more = _judge(own, chunk, left[row], ends, margin)
             written[row] = [*written[row], *more][: limits[row]]
-            owners[end - len(chunk) + agreed : end] = NOBODY  # drafted, but not written
+            wrong[before + end - len(chunk) + agreed : before + end] = True  # drafted, but not written
             lengths[row] += len(new[row]) + agreed
             if len(more) > agreed and len(written[row]) < limits[row]:
                 left[row] = realign(left[row], agreed, more[-1])
                 new[row] = embedding(torch.tensor([more[-1]], device=device)).to(new[row])
                 going.append(row)
-        fed.settle(owners)
+        if going and wrong.any():
+            fed.keep((~wrong).nonzero().flatten())
         rows = going
     return written
 

@@ -93,9 +93,12 @@ class Ears:
         longest = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window)
         pieces = [windows(clip, longest) for clip in clips]
         flat = [piece for cut in pieces for piece in cut]
-        texts: list[str] = []
+        texts = [""] * len(flat)
+        alike = sorted(range(len(flat)), key=lambda i: len(flat[i]))  # little padding in the encoder
         for start in range(0, len(flat), batch_size):
-            texts += self._transcribe(flat[start : start + batch_size], instruction, generate)
+            chosen = alike[start : start + batch_size]
+            for i, text in zip(chosen, self._transcribe([flat[i] for i in chosen], instruction, generate), strict=True):
+                texts[i] = text
         queue = iter(texts)
         joined = [" ".join(t for t in (next(queue) for _ in cut) if t) for cut in pieces]
         return joined if many else joined[0]
@@ -138,15 +141,15 @@ class Ears:
         heard = model.project(*model.encode(inputs["input_features"], inputs["feature_lengths"]))
         audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
         projector = model.projector
-        if heard.tokens is None or heard.scores is None or heard.score_lengths is None:
+        if heard.tokens is None or heard.likeliest is None:
             return audios, None
         tokens = list(heard.tokens)
         arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
         if isinstance(projector, LexicalProjector) and not arg_max:
             context = self.processor.before_speech()
-            lengths = heard.score_lengths.tolist()
-            weighed = [i for i, n in enumerate(lengths) if tokens[i] and full_attention(model.llm, len(context) + n)]
-            scores = [projector.eased(heard.scores[i, : lengths[i]]) for i in weighed]
+            most = [len(context) + len(clip.blank) for clip in heard.likeliest]
+            weighed = [i for i, n in enumerate(most) if tokens[i] and full_attention(model.llm, n)]
+            scores = [heard.likeliest[i] for i in weighed]
             how = (config.readings, config.llm_weight, config.token_bonus)
             chosen_of = best_readings(model.llm, context, scores, *how) if weighed else []
             for i, chosen in zip(weighed, chosen_of, strict=True):
@@ -160,8 +163,9 @@ class Ears:
         prompts, audios, drafts, limits = (list(column) for column in zip(*rows, strict=True))
         ids = self._on_device(self.processor.ids(prompts))
         embeds, mask, _ = self.model.splice(ids["input_ids"], ids["attention_mask"], audios, with_prompt=vectors)
-        told = [row[inside] for row, inside in zip(embeds, mask.bool(), strict=True)]
-        written = greedy(self.model.llm, told, drafts, self._ends(), limits, self.config.llm_margin)
+        shared = prompts[0].ids[: prompts[0].ids.index(self.model.audio_token_id)]  # the instruction follows the audio
+        told = [row[inside][len(shared) :] for row, inside in zip(embeds, mask.bool(), strict=True)]
+        written = greedy(self.model.llm, told, drafts, self._ends(), limits, self.config.llm_margin, shared)
         return [text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def _ends(self) -> set[int]:
@@ -196,11 +200,11 @@ class Ears:
         sources, many = _as_list(audio)
         clips = [decode(s, sampling_rate=sampling_rate) for s in sources]
         pieces = [windows(clip, self.model.frames.window) for clip in clips]
-        flat, rows = [piece for cut in pieces for piece in cut], []
+        flat: list[np.ndarray] = [piece for cut in pieces for piece in cut]
+        rows: list[list[int]] = []
         for start in range(0, len(flat), batch_size):
             inputs = self._on_device(self.processor.features(flat[start : start + batch_size]))
-            logits, lengths = projector.scores(*self.model.encode(inputs["input_features"], inputs["feature_lengths"]))
-            rows += [projector.token_ids(row[:n]) for row, n in zip(logits, lengths.tolist(), strict=True)]
+            rows += projector(*self.model.encode(inputs["input_features"], inputs["feature_lengths"])).tokens or []
         queue = iter(rows)
         heard = [[token for _ in cut for token in next(queue)] for cut in pieces]
         texts = [self.processor.tokenizer.decode(ids).strip() for ids in heard]

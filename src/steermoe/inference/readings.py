@@ -7,22 +7,24 @@ Hannun et al., 2014) follows the likeliest ones, and the frozen LLM weighs them 
 
 It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early.
 Readings share most of their tokens, so they are weighed as one tree: every distinct prefix is one position
-that attends to its own ancestors only, and a single pass of the LLM scores them all. What all of them begin with
-is decided, and stays in the LLM's cache; and the trees of several clips pass together.
+that attends to its own ancestors only, a single pass of the LLM scores them all, and what was fed once stays in the
+LLM's cache for as long as a reading begins with it. The trees of several clips pass together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .feeding import ALL, Fed
+from ..lexical import Likeliest
+from .feeding import Fed
 
 NEVER = -1e30
+FAINT = -10.0  # a token of a lower log-probability is not followed
 SURE = -0.01  # a blank of at least this log-probability changes no reading
 
 
@@ -37,16 +39,13 @@ Prefix = tuple[int, ...]
 Beam = Generator[list[Prefix], list[float], list[tuple[Prefix, float]]]
 
 
-def prefix_beam(logits: Tensor, width: int, branches: int = 12, every: int = 4) -> Beam:
-    """Frame scores (T', V + 1), blank last -> at most ``width`` readings with their score, best first.
+def prefix_beam(frames: Likeliest, width: int, every: int = 4) -> Beam:
+    """What the frames may say -> at most ``width`` readings with their score, best first.
 
     A generator: it yields readings, wants to be sent what each is to have beside its log P_ctc, the sum over all
     alignments that collapse to it, and returns the result. It asks each time the best reading has ``every`` more
-    tokens, and at the end; in between a reading has what the one it grew from was given. Of each frame only the
-    ``branches`` likeliest tokens are followed.
+    tokens, and at the end; in between a reading has what the one it grew from was given.
     """
-    scores = logits.float().log_softmax(dim=-1)
-    top, ids = scores[:, :-1].topk(min(branches, scores.shape[1] - 1), dim=-1)
     beam: dict[Prefix, tuple[float, float]] = {(): (0.0, NEVER)}  # log P of ending in a blank, in the last token
     priors: dict[Prefix, float] = {(): 0.0}
     weighed = 0
@@ -54,7 +53,7 @@ def prefix_beam(logits: Tensor, width: int, branches: int = 12, every: int = 4) 
     def total(prefix: Prefix) -> float:
         return _add(*beam[prefix]) + priors[prefix]
 
-    for silence, chances, tokens in zip(scores[:, -1].tolist(), top.tolist(), ids.tolist(), strict=True):
+    for silence, chances, tokens in zip(*(x.tolist() for x in (frames.blank, frames.chances, frames.ids)), strict=True):
         if silence >= SURE:
             beam = {prefix: (_add(*ends) + silence, NEVER) for prefix, ends in beam.items()}
             continue
@@ -64,6 +63,8 @@ def prefix_beam(logits: Tensor, width: int, branches: int = 12, every: int = 4) 
             was_blank, was_word = grown.get(prefix, (NEVER, NEVER))
             grown[prefix] = (_add(was_blank, either + silence), was_word)
             for token, chance in zip(tokens, chances, strict=True):
+                if chance < FAINT:
+                    break
                 start = either
                 if token == last:  # goes on, unless a blank came between
                     was_blank, was_word = grown[prefix]
@@ -85,6 +86,28 @@ def prefix_beam(logits: Tensor, width: int, branches: int = 12, every: int = 4) 
     return [(prefix, total(prefix)) for prefix in sorted(beam, key=total, reverse=True)]
 
 
+class _Node:
+    """A reading, or the beginning of some: ``parent`` and one more ``word``.
+
+    ``chance`` is its log P_llm, ``slot`` where the LLM has it in its cache, ``after`` (V,) what may follow it.
+    """
+
+    __slots__ = ("after", "chance", "depth", "parent", "slot", "word")
+
+    def __init__(self, parent: _Node | None = None, word: int = -1) -> None:
+        self.parent, self.word = parent, word
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.chance, self.slot = 0.0, -1
+        self.after: Tensor | None = None
+
+    def line(self) -> Iterator[_Node]:
+        """Itself and all its beginnings, the longest first, without the empty one."""
+        node = self
+        while node.parent is not None:
+            yield node
+            node = node.parent
+
+
 class Judge:
     """log P_llm of the growing readings of several clips after one context, which holds at least one token.
 
@@ -95,106 +118,114 @@ class Judge:
     def __init__(self, llm: Any, context: Sequence[int], clips: int) -> None:
         self.embedding, self.start = llm.get_input_embeddings(), len(context)
         self.device = self.embedding.weight.device
-        self.fed = Fed(llm)
-        ids, places = torch.tensor(list(context), device=self.device), torch.arange(self.start, device=self.device)
-        everyone = torch.full_like(ids, ALL)
-        logits = self.fed.feed(self.embedding(ids), everyone, places <= places[:, None], places, places[-1:])
-        self.fed.settle(everyone)
-        self.clips = list(range(clips))
-        self.held: list[Prefix] = [()] * clips  # what all readings of a clip begin with: it is in the cache,
-        self.sums = [0.0] * clips  # this likely,
-        self.after = logits.log_softmax(dim=-1).repeat(clips, 1)  # (B, V) and this may follow
-
-    def keep(self, rows: list[int]) -> None:
-        """Goes on with the clips in these places alone."""
-        self.clips, self.held = [self.clips[i] for i in rows], [self.held[i] for i in rows]
-        self.sums = [self.sums[i] for i in rows]
-        self.after = self.after[torch.tensor(rows, dtype=torch.long, device=self.device)]
+        self.fed = Fed(llm, context)
+        empty = _Node()
+        empty.after = self.fed.after.float().log_softmax(dim=-1)
+        self.readings: dict[int, dict[Prefix, _Node]] = {clip: {(): empty} for clip in range(clips)}
 
     @torch.inference_mode()
-    def weigh(self, asked: Sequence[Sequence[Prefix]]) -> list[list[float]]:
-        """Of each clip's readings: log P_llm. All of them begin with what those of the last call had in common."""
-        trees = [_Tree(held, texts) for held, texts in zip(self.held, asked, strict=True)]
-        size = 0
-        for tree, part in [
-            *((t, t.chain) for t in trees),
-            *((t, t.inner) for t in trees),
-        ]:  # the chains first: they stay
-            tree.places |= {prefix: size + i for i, prefix in enumerate(part)}
-            size += len(part)
-        logits = self._feed(trees, size) if size else self.after
-        totals, results, owners = logits.logsumexp(dim=-1), [], []
-        for row, tree in enumerate(trees):
-            held, prefixes = self.held[row], [*tree.chain, *tree.inner, *tree.leaves]
-            words = torch.tensor([prefix[-1] for prefix in prefixes], dtype=torch.long, device=self.device)
-            parents = [tree.places.get(prefix[:-1], -1) for prefix in prefixes]
-            above = torch.tensor(parents, dtype=torch.long, device=self.device)
-            later = logits[above.clamp(min=0), words] - totals[above.clamp(min=0)]
-            chances = {held: self.sums[row]}
-            for prefix, step in zip(
-                prefixes, torch.where(above < 0, self.after[row, words], later).tolist(), strict=True
-            ):
-                chances[prefix] = chances[prefix[:-1]] + step
-            results.append([chances[text] for text in asked[row]])
-            if tree.chain:
-                last = tree.places[tree.common]
-                self.held[row], self.sums[row] = tree.common, chances[tree.common]
-                self.after[row] = logits[last] - totals[last]
-                owners += [self.clips[row]] * len(tree.chain)
-        if size:
-            self.fed.settle(torch.tensor(owners, dtype=torch.long, device=self.device))
-        return results
+    def weigh(self, asked: Mapping[int, Sequence[Prefix]]) -> dict[int, list[float]]:
+        """Of each clip's readings: log P_llm. Every one of them goes on from one of the last call's; a clip that is not
+        asked about is done."""
+        grown: dict[int, list[_Node]] = {}
+        last = self._ends()
+        for clip, texts in asked.items():
+            self.readings[clip], grown[clip] = _grow(self.readings[clip], texts)
+        self.readings = {clip: self.readings[clip] for clip in asked}
+        self._forget()
+        fed = [
+            (clip, node)
+            for clip, fresh in grown.items()
+            for node in dict.fromkeys(node.parent for node in fresh)  # parents before children
+            if node is not None and node.after is None
+        ]
+        logits, places = self._feed(fed), {node: place for place, (_, node) in enumerate(fed)}
+        totals = torch.cat([part.float().logsumexp(dim=-1) for part in logits.split(32)])
+        new = [node for fresh in grown.values() for node in fresh]
+        inner = [node for node in new if node.parent in places]
+        above, words = (
+            torch.tensor(numbers, dtype=torch.long, device=self.device)
+            for numbers in ([places[node.parent] for node in inner], [node.word for node in inner])  # type: ignore[index]
+        )
+        steps = dict(zip(inner, (logits[above, words].float() - totals[above]).tolist(), strict=True))
+        for node in new:
+            assert node.parent is not None
+            after = node.parent.after
+            node.chance = node.parent.chance + (steps[node] if after is None else float(after[node.word]))
+        ends = self._ends()
+        for node in last - ends:
+            node.after = None  # nothing more grows from there
+        for node in ends & places.keys():
+            node.after = logits[places[node]].float() - totals[places[node]]
+        return {clip: [self.readings[clip][text].chance for text in texts] for clip, texts in asked.items()}
 
-    def _feed(self, trees: list[_Tree], size: int) -> Tensor:
-        """Every prefix that something follows, each seeing its own beginnings -> logits (size, V)."""
-        ids, depths, owners = (torch.zeros(size, dtype=torch.long) for _ in range(3))
-        seen = torch.eye(size, dtype=torch.bool)
-        for clip, tree in zip(self.clips, trees, strict=True):
-            for prefix, place in tree.places.items():  # parents before children
-                ids[place], depths[place], owners[place] = prefix[-1], self.start + len(prefix) - 1, clip
-                if (parent := tree.places.get(prefix[:-1])) is not None:
-                    seen[place] |= seen[parent]
-        ids, owners, seen, depths = (x.to(self.device) for x in (ids, owners, seen, depths))
-        return self.fed.feed(self.embedding(ids), owners, seen, depths)
+    def _ends(self) -> set[_Node]:
+        return {node for told in self.readings.values() for node in told.values()}
+
+    def _forget(self) -> None:
+        """Takes what no reading begins with any more out of the LLM's cache."""
+        held = sorted({n for end in self._ends() for n in end.line() if n.slot >= 0}, key=lambda node: node.slot)
+        if self.start + len(held) < len(self.fed.owners):
+            slots = [*range(self.start), *(node.slot for node in held)]
+            self.fed.keep(torch.tensor(slots, device=self.device))
+            for slot, node in enumerate(held, self.start):
+                node.slot = slot
+
+    def _feed(self, fed: list[tuple[int, _Node]]) -> Tensor:
+        """Nodes of clips, parents before children -> logits (Q, V); each sees its own beginnings."""
+        if not fed:
+            return self.fed.after[None][:0]
+        before = len(self.fed.owners)
+        rows, slots = [], []
+        for row, (_, node) in enumerate(fed):
+            node.slot = before + row
+            seen_by = [beginning.slot for beginning in node.line()]
+            rows += [row] * len(seen_by)
+            slots += seen_by
+        seen = torch.zeros(len(fed), before + len(fed), dtype=torch.bool)
+        seen[:, : self.start] = True
+        seen[rows, slots] = True
+        ids, depths, owners = (
+            torch.tensor(numbers, device=self.device)
+            for numbers in zip(*((n.word, self.start + n.depth - 1, clip) for clip, n in fed), strict=True)
+        )
+        return self.fed.feed(self.embedding(ids), owners, seen.to(self.device), depths)
 
 
-class _Tree:
-    """One clip's readings beyond what is ``held``: a chain that all share, then branches. ``places`` says where each prefix
-    lies among what is fed, parents before children; leaves are not fed, for nothing follows them."""
-
-    def __init__(self, held: Prefix, texts: Sequence[Prefix]) -> None:
-        first, last = min(texts), max(texts)  # what these two share, all between share
-        shared = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-        self.common: Prefix = first[: next(shared, min(len(first), len(last)))]
-        beyond = {t[:end] for t in texts for end in range(len(self.common) + 1, len(t) + 1)}
-        parents = {prefix[:-1] for prefix in beyond}
-        self.chain = [self.common[:end] for end in range(len(held) + 1, len(self.common) + 1)]
-        self.inner = sorted((p for p in beyond if p in parents), key=len)
-        self.leaves = [p for p in beyond if p not in parents]
-        self.places: dict[Prefix, int] = {}
+def _grow(told: dict[Prefix, _Node], texts: Sequence[Prefix]) -> tuple[dict[Prefix, _Node], list[_Node]]:
+    """The nodes of ``texts``, each of which goes on from one of ``told``, and those that are new, parents before children."""
+    fresh: dict[tuple[_Node, int], _Node] = {}
+    found = {}
+    for text in texts:
+        end = len(text)
+        while text[:end] not in told:
+            end -= 1
+        node = told[text[:end]]
+        for word in text[end:]:
+            node = fresh.setdefault((node, word), _Node(node, word))
+        found[text] = node
+    return found, list(fresh.values())
 
 
 def likelihoods(llm: Any, context: Sequence[int], texts: Sequence[Sequence[int]]) -> list[float]:
     """log P_llm of each of ``texts`` (token ids) after ``context``, in one pass over the tree of their prefixes."""
-    return Judge(llm, context, 1).weigh([[tuple(text) for text in texts]])[0]
+    return Judge(llm, context, 1).weigh({0: [tuple(text) for text in texts]})[0]
 
 
 def best_readings(
-    llm: Any, context: Sequence[int], logits: Sequence[Tensor], width: int, weight: float, bonus: float
+    llm: Any, context: Sequence[int], frames: Sequence[Likeliest], width: int, weight: float, bonus: float
 ) -> list[list[int]]:
-    """Of each clip's frame scores (T'_i, V + 1) the reading that has the highest score (see above)."""
-    beams = [prefix_beam(scores, width) for scores in logits]
+    """Of what each clip's frames may say the reading that has the highest score (see above)."""
+    beams = [prefix_beam(clip, width) for clip in frames]
     judge, found = Judge(llm, context, len(beams)), [[0]] * len(beams)
-    rows, asked = list(range(len(beams))), [next(beam) for beam in beams]
-    while rows:
-        chances, going, more = judge.weigh(asked), [], []
-        for place, row in enumerate(rows):
-            told = [weight * (c + bonus * len(p)) for p, c in zip(asked[place], chances[place], strict=True)]
+    asked = {row: next(beam) for row, beam in enumerate(beams)}
+    while asked:
+        more = {}
+        for row, chances in judge.weigh(asked).items():
+            told = [weight * (c + bonus * len(p)) for p, c in zip(asked[row], chances, strict=True)]
             try:
-                more.append(beams[row].send(told))
-                going.append(place)
+                more[row] = beams[row].send(told)
             except StopIteration as done:
                 found[row] = list(done.value[0][0])
-        judge.keep(going)
-        rows, asked = [rows[place] for place in going], more
+        asked = more
     return found
