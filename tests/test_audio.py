@@ -243,7 +243,7 @@ def test_pieces_do_not_read_ahead(tmp_path: Path) -> None:
     (tmp_path / "a.flac").write_bytes(whole[: len(whole) * 9 // 10])
     found = pieces(tmp_path / "a.flac", 10.0)
     assert len(next(found)) <= 10 * RATE
-    with pytest.raises(AudioError, match="truncated|broken"):
+    with pytest.raises(AudioError, match=r"truncated|broken"):
         list(found)
     with pytest.raises(AudioError, match="no such file"):
         next(pieces(tmp_path / "b.flac", 10.0))

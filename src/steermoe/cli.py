@@ -243,27 +243,19 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
     if not readable:
         raise AudioError(f"none of {total} files could be read")
     _quiet()
-    import time
-
     from .inference.ears import load
 
     ears = load(arguments.adapter)
     rows = []
-    for name, source in readable:
-        try:
-            began = time.perf_counter()
-            samples = decode(source, max_duration=arguments.max_duration)
-            text = ears.transcribe(samples, sampling_rate=16_000, batch_size=arguments.batch_size,
-                                   max_duration=arguments.max_duration)  # fmt: skip
-        except AudioError as error:
-            print(f"error: {error}", file=sys.stderr)
+    options = {"batch_size": arguments.batch_size, "max_duration": arguments.max_duration}
+    for (name, _), told in zip(readable, ears.transcripts((s for _, s in readable), **options), strict=True):
+        if told.error is not None:
+            print(f"error: {told.error}", file=sys.stderr)
             continue
-        seconds = time.perf_counter() - began
-        rows.append(
-            {"path": name, "text": text, "seconds": round(seconds, 3), "duration": round(len(samples) / 16_000, 3)}
-        )
+        seconds, length = round(told.seconds, 3), round(told.duration, 3)
+        rows.append({"path": name, "text": told.text, "seconds": seconds, "duration": length})
         if not arguments.json:
-            print(text if total == 1 else f"{name}\t{text}", flush=True)
+            print(told.text if total == 1 else f"{name}\t{told.text}", flush=True)
     if len(rows) < total:
         if arguments.json:
             print(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))

@@ -106,6 +106,10 @@ class LexicalProjector(nn.Module):
                 rows = self._unit[dtype] = F.normalize(self.table.to(device, torch.float32), dim=-1).to(dtype)
         return rows
 
+    def share(self, other: LexicalProjector) -> None:
+        """Uses the unit rows of ``other``, a projector beside the same table."""
+        self._unit = other._unit
+
     def scores(
         self, h: Tensor, lengths: Tensor, ids: Tensor | None = None, dropout: float = 0.0
     ) -> tuple[Tensor, Tensor]:

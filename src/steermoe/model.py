@@ -8,6 +8,9 @@ Shapes: B clips or prompts, T encoder frames, S audio tokens, D and D_llm the wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from .projector import LinearProjector, MLPProjector, Projected
 from .steering import Steering
 
 TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
+# Several adapters may share one encoder: context-local, so that no request or thread is steered by another's.
+_IN_USE: ContextVar[int | None] = ContextVar("steermoe_in_use", default=None)
 IGNORED = -100  # label value that no loss counts
 
 
@@ -84,7 +89,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.frames.requires_grad_(False)
         self.llm.requires_grad_(False)
         self.trained: dict[str, Any] = {}  # how, for the adapter's config
-        self.attached = attach(frames.layers, self.steering, layers) if self.steering is not None else None
+        self.attached = attach(frames.layers, self._steer, layers) if self.steering is not None else None
         self.train(False)
 
     @classmethod
@@ -97,6 +102,10 @@ class SteerMoEForConditionalGeneration(nn.Module):
         dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
         return cls(settings, load_frames(settings, dtype), load_llm(llm, dtype)).to(device)
+
+    def _steer(self, h: Tensor, layer: int) -> Tensor:
+        """After an encoder layer; not while another model, with an adapter of its own, uses the same encoder."""
+        return self.steering(h, layer) if self.steering is not None and _IN_USE.get() in (None, id(self)) else h
 
     def train(self, mode: bool = True) -> SteerMoEForConditionalGeneration:
         """Only what is trained ever leaves eval: BatchNorm, dropout and layerdrop of frozen towers stay off."""
@@ -139,16 +148,25 @@ class SteerMoEForConditionalGeneration(nn.Module):
 
     def enter(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Input features and their lengths (B,) -> what enters the first learning layer, and its lengths: no graph."""
-        with torch.no_grad():
+        with torch.no_grad(), self._in_use():
             return self.frames.enter(features, lengths, self.first_learning)
 
     def leave(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """From ``enter`` to the steered frames (B, T', D) and their lengths, final LayerNorm included (unless pooling
         comes before it)."""
-        h, lengths = self.frames.leave(x, lengths, self.first_learning)
+        with self._in_use():
+            h, lengths = self.frames.leave(x, lengths, self.first_learning)
         if not self.config.pool_before_norm and self.frames.final_norm is not None:
             h = self.frames.final_norm(h)
         return h, lengths
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        token = _IN_USE.set(id(self))
+        try:
+            yield
+        finally:
+            _IN_USE.reset(token)
 
     @property
     def enters_once(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,32 @@ def test_long_audio_is_the_texts_of_its_windows(ears: Ears) -> None:
     assert ears.transcribe(clip, sampling_rate=16_000) == " ".join(text for text in texts if text)
 
 
+def test_many_sources_one_after_the_other(ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, read no further ahead than a few batches; what cannot be read costs nothing but itself."""
+    monkeypatch.setattr("steermoe.inference.ears.AHEAD", 2)
+    monkeypatch.setattr(ears.config, "piece_seconds", 1.0)
+    clips = [speechlike(seconds, i) for i, seconds in enumerate((0.7, 2.6, 0.4, 1.9, 0.5, 0.8))]
+    broken = tmp_path / "a.wav"
+    broken.write_bytes(b"RIFF no")
+    read: list[int] = []
+
+    def sources() -> Iterator[object]:
+        for i, source in enumerate([*clips[:3], broken, *clips[3:]]):
+            read.append(i)
+            yield source
+
+    found, ahead = [], []
+    for told in ears.transcripts(sources(), sampling_rate=16_000, batch_size=2):
+        found.append(told)
+        ahead.append(len(read) - len(found))
+    assert "a.wav" in str(found.pop(3).error) and max(ahead) <= 4
+    for clip, told in zip(clips, found, strict=True):
+        assert told.error is None and told.text == ears.transcribe(clip, sampling_rate=16_000)
+        assert [told.pieces[0].start, told.duration] == [0.0, pytest.approx(len(clip) / 16_000)]
+        assert all(a.end == b.start for a, b in itertools.pairwise(told.pieces)) and told.seconds > 0
+    assert len(found[1].pieces) > 2
+
+
 def test_chat_hears_long_audio_a_few_windows_at_a_time(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, sizes = speechlike(70.0), []
     monkeypatch.setattr("steermoe.inference.ears.BATCH", 2)
@@ -163,6 +191,37 @@ def test_load_gives_back_what_was_saved(make: Callable[..., Ears], tmp_path: Pat
     clip = speechlike(2.0)
     assert again.transcribe(clip, sampling_rate=16_000) == ears.transcribe(clip, sampling_rate=16_000)
     assert needed_models(tmp_path / "a") == [ears.config.encoder, ears.config.llm]
+
+
+def test_adapters_side_by_side(make: Callable[..., Ears], tmp_path: Path) -> None:
+    """Two adapters and a static one on one encoder and LLM: each hears as it does alone, in any order and thread."""
+    made = [make(seed=1), make(seed=2, projector="linear", steer_layers=[1]), make(seed=3, steer=False)]
+    for i, one in enumerate(made):
+        one.model.save_adapter(tmp_path / str(i))
+    clips = [speechlike(1.0 + 0.3 * i, i) for i in range(4)]
+    alone = [[h for c in clips for h in hears(one, c)] for one in made]
+    first = load(tmp_path / "0", dtype=torch.float32)
+    beside = [first, first.with_adapter(tmp_path / "1"), first.with_adapter(tmp_path / "2")]
+    assert all(b.model.llm is first.model.llm and b.model.frames is first.model.frames for b in beside)
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            for found, wanted in zip(
+                pool.map(lambda b: [h for c in clips for h in hears(b, c)], beside), alone, strict=True
+            ):
+                assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+    with beside[1].model.steering.disabled():
+        assert all(torch.equal(f, w) for f, w in zip(hears(first, clips[0]), alone[0], strict=False))
+    make(pad_to_window=True).model.save_adapter(tmp_path / "3")
+    with pytest.raises(AdapterError, match="pad_to_window"):
+        first.with_adapter(tmp_path / "3")
+    with pytest.raises(AdapterError, match="another pair"):
+        first.with_adapter("tiny")
+
+
+def hears(ears: Ears, clip: np.ndarray) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        inputs = ears.processor.features([clip])
+        return ears.model.hear(**inputs)
 
 
 def test_an_adapter_that_is_not_there() -> None:

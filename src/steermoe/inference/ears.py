@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,9 @@ import numpy as np
 import torch
 
 from .. import adapter as adapters
-from ..audio import decode, windows
+from ..audio import RATE, decode, duration, pieces, windows
 from ..config import SteerMoEConfig
-from ..errors import AdapterError, UsageError
+from ..errors import AdapterError, AudioError, UsageError
 from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
@@ -22,6 +25,7 @@ from .readings import best_readings
 SHIPPED = Path(__file__).parent.parent / "adapters"
 DEFAULT = "tiny"
 BATCH = 8  # windows that are heard at once
+AHEAD = 4  # batches of windows that are read before they are heard, those of a length together
 
 
 def shipped() -> list[str]:
@@ -63,6 +67,32 @@ def needed_models(adapter: str | Path) -> list[str]:
     return [content["pair"]["encoder"]["name"], content["pair"]["llm"]["name"]]
 
 
+@dataclass
+class Piece:
+    """A window of audio, from ``start`` to ``end`` (seconds), and its text."""
+
+    start: float
+    end: float
+    text: str = ""
+
+
+@dataclass
+class Transcript:
+    """What is said in one source: its ``pieces``, the ``seconds`` of work they took, or the ``error`` in their way."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    seconds: float = 0.0
+    error: AudioError | None = None
+
+    @property
+    def text(self) -> str:
+        return " ".join(piece.text for piece in self.pieces if piece.text)
+
+    @property
+    def duration(self) -> float:
+        return self.pieces[-1].end if self.pieces else 0.0
+
+
 class Ears:
     """An LLM that hears: ``model`` and ``processor`` are the objects underneath."""
 
@@ -72,6 +102,25 @@ class Ears:
     @property
     def config(self) -> SteerMoEConfig:
         return self.model.config
+
+    def with_adapter(self, adapter: str | Path) -> Ears:
+        """Another adapter of the same pair beside this one, in a blink: both use the frozen models that are loaded.
+
+        Raises AdapterError for an adapter of another pair, or one that uses the encoder in another way. Its hooks stay
+        on the encoder until ``model.attached.remove()``.
+        """
+        folder, content, config = _read(adapter)
+        mine = self.config
+        if content["pair"] != getattr(self.model, "pair_fingerprint", None):
+            raise AdapterError(f"{adapter}: trained for another pair than {self.adapter_name}; load it by itself")
+        for name in ("encoder_layers", "pad_to_window"):
+            if getattr(config, name) != getattr(mine, name):
+                raise AdapterError(f"{adapter}: its {name} is not that of {self.adapter_name}; load it by itself")
+        config.encoder, config.llm = mine.encoder, mine.llm
+        model = SteerMoEForConditionalGeneration(config, self.model.frames, self.model.llm).to(self.model.device)
+        if isinstance(model.projector, LexicalProjector) and isinstance(self.model.projector, LexicalProjector):
+            model.projector.share(self.model.projector)
+        return _filled(model, content, folder, str(adapter), self.processor.tokenizer)
 
     def transcribe(
         self,
@@ -89,19 +138,68 @@ class Ears:
         Greedy unless ``generate`` says otherwise. Raises AudioError for what cannot be read.
         """
         sources, many = _as_list(audio)
-        clips = [decode(s, sampling_rate=sampling_rate, max_duration=max_duration) for s in sources]
+        for source in sources:
+            if isinstance(source, str | Path):
+                duration(source)  # what is no audio is refused before the others are transcribed
+        texts = []
+        for told in self.transcripts(
+            sources,
+            sampling_rate=sampling_rate,
+            instruction=instruction,
+            batch_size=batch_size,
+            max_duration=max_duration,
+            **generate,
+        ):
+            if told.error is not None:
+                raise told.error
+            texts.append(told.text)
+        return texts if many else texts[0]
+
+    def transcripts(
+        self,
+        sources: Iterable[Any],
+        *,
+        sampling_rate: int | None = None,
+        instruction: str | None = None,
+        batch_size: int = BATCH,
+        max_duration: float = 7200.0,
+        **generate: Any,
+    ) -> Iterator[Transcript]:
+        """As ``transcribe``, one source after the other, in their order, however many: a few batches are read ahead.
+
+        What cannot be read is a Transcript with its ``error``; the others are not disturbed.
+        """
         longest = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window)
-        pieces = [windows(clip, longest) for clip in clips]
-        flat = [piece for cut in pieces for piece in cut]
-        texts = [""] * len(flat)
-        alike = sorted(range(len(flat)), key=lambda i: len(flat[i]))  # little padding in the encoder
-        for start in range(0, len(flat), batch_size):
-            chosen = alike[start : start + batch_size]
-            for i, text in zip(chosen, self._transcribe([flat[i] for i in chosen], instruction, generate), strict=True):
-                texts[i] = text
-        queue = iter(texts)
-        joined = [" ".join(t for t in (next(queue) for _ in cut) if t) for cut in pieces]
-        return joined if many else joined[0]
+        begun: deque[Transcript] = deque()
+        waiting: list[tuple[Piece, Transcript, np.ndarray]] = []
+
+        def work() -> None:
+            waiting.sort(key=lambda each: len(each[2]))  # little padding in the encoder
+            for start in range(0, len(waiting), batch_size):
+                batch, began = waiting[start : start + batch_size], time.perf_counter()
+                texts = self._transcribe([samples for _, _, samples in batch], instruction, generate)
+                rate = (time.perf_counter() - began) / sum(len(samples) for _, _, samples in batch)
+                for (piece, told, samples), text in zip(batch, texts, strict=True):
+                    piece.text = text
+                    told.seconds += rate * len(samples)
+            waiting.clear()
+
+        for source in sources:
+            told = Transcript()
+            try:
+                for samples in pieces(source, longest, sampling_rate, max_duration):
+                    piece = Piece(told.duration, told.duration + len(samples) / RATE)
+                    told.pieces.append(piece)
+                    waiting.append((piece, told, samples))
+                    if len(waiting) >= AHEAD * batch_size:
+                        work()
+            except AudioError as error:
+                told.error = error
+            begun.append(told)
+            while begun and not any(other is begun[0] for _, other, _ in waiting):
+                yield begun.popleft()
+        work()
+        yield from begun
 
     @torch.inference_mode()
     def _transcribe(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:
@@ -183,12 +281,12 @@ class Ears:
     ) -> str:
         """The LLM's answer to messages with any number of audio parts at any place (see SteerMoEProcessor.chat)."""
         prompt = self.processor.chat(messages, tools)
-        pieces = [windows(audio, self.model.frames.window) for audio in prompt.audios]
-        flat, heard = [piece for cut in pieces for piece in cut], []
+        windowed = [windows(audio, self.model.frames.window) for audio in prompt.audios]
+        flat, heard = [window for cut in windowed for window in cut], []
         for start in range(0, len(flat), BATCH):
             heard += self._listen(self._on_device(self.processor.features(flat[start : start + BATCH])))[0]
         rows = iter(heard)
-        audios = [torch.cat([next(rows) for _ in cut]) for cut in pieces]
+        audios = [torch.cat([next(rows) for _ in cut]) for cut in windowed]
         return self._write([prompt], audios, max_new_tokens=max_new_tokens, **generate)[0]
 
     @torch.inference_mode()
@@ -199,14 +297,14 @@ class Ears:
             raise UsageError(f"hear() reads a lexical projector; this adapter has projector: {self.config.projector}")
         sources, many = _as_list(audio)
         clips = [decode(s, sampling_rate=sampling_rate) for s in sources]
-        pieces = [windows(clip, self.model.frames.window) for clip in clips]
-        flat: list[np.ndarray] = [piece for cut in pieces for piece in cut]
+        windowed = [windows(clip, self.model.frames.window) for clip in clips]
+        flat: list[np.ndarray] = [window for cut in windowed for window in cut]
         rows: list[list[int]] = []
         for start in range(0, len(flat), batch_size):
             inputs = self._on_device(self.processor.features(flat[start : start + batch_size]))
             rows += projector(*self.model.encode(inputs["input_features"], inputs["feature_lengths"])).tokens or []
         queue = iter(rows)
-        heard = [[token for _ in cut for token in next(queue)] for cut in pieces]
+        heard = [[token for _ in cut for token in next(queue)] for cut in windowed]
         texts = [self.processor.tokenizer.decode(ids).strip() for ids in heard]
         return texts if many else texts[0]
 
@@ -248,11 +346,11 @@ def _as_list(audio: Any) -> tuple[list[Any], bool]:
     return [audio], False
 
 
-def from_model(model: SteerMoEForConditionalGeneration, name: str = "unsaved") -> Ears:
+def from_model(model: SteerMoEForConditionalGeneration, name: str = "unsaved", tokenizer: Any = None) -> Ears:
     """Ears for a model in memory, such as one in training."""
     from ..pretrained import load_tokenizer
 
-    tokenizer = load_tokenizer(model.config.llm)
+    tokenizer = tokenizer or load_tokenizer(model.config.llm)
     return Ears(model, SteerMoEProcessor(model.config, tokenizer, model.frames, model.audio_token_id), name)
 
 
@@ -269,9 +367,7 @@ def load(
     ``encoder`` and ``llm`` point to local copies of the same weights. ``device``: CUDA where there is one.
     Raises AdapterError if the pair's weights are not those the adapter was trained for.
     """
-    folder = find_adapter(adapter)
-    content = adapters.read_config(folder)
-    config = adapters.load_config(content, folder)
+    folder, content, config = _read(adapter)
     config.encoder, config.llm = encoder or config.encoder, llm or config.llm
     adapters.check_pair(content, folder, config.encoder, config.llm)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -279,6 +375,19 @@ def load(
     model = SteerMoEForConditionalGeneration.from_pair(
         config.encoder, config.llm, device=device, dtype=dtype, **settings
     )
+    return _filled(model, content, folder, str(adapter))
+
+
+def _read(adapter: str | Path) -> tuple[Path, dict[str, Any], SteerMoEConfig]:
+    """An adapter's folder, what its config file says, and the config in it."""
+    folder = find_adapter(adapter)
+    content = adapters.read_config(folder)
+    return folder, content, adapters.load_config(content, folder)
+
+
+def _filled(
+    model: SteerMoEForConditionalGeneration, content: dict[str, Any], folder: Path, name: str, tokenizer: Any = None
+) -> Ears:
     model.pair_fingerprint, model.trained = content["pair"], content.get("trained") or {}
     adapters.load_tensors(model, folder)
-    return from_model(model, str(adapter))
+    return from_model(model, name, tokenizer)
