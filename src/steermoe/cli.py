@@ -248,6 +248,11 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
     ears = load(arguments.adapter)
     rows = []
     options = {"batch_size": arguments.batch_size, "max_duration": arguments.max_duration}
+    if total == 1 and not arguments.json:  # as it is written, however long
+        for i, piece in enumerate(piece for piece in ears.stream(readable[0][1], **options) if piece.text):
+            print(f"{' ' if i else ''}{piece.text}", end="", flush=True)
+        print(flush=True)
+        return []
     for (name, _), told in zip(readable, ears.transcripts((s for _, s in readable), **options), strict=True):
         if told.error is not None:
             print(f"error: {told.error}", file=sys.stderr)
@@ -255,7 +260,7 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
         seconds, length = round(told.seconds, 3), round(told.duration, 3)
         rows.append({"path": name, "text": told.text, "seconds": seconds, "duration": length})
         if not arguments.json:
-            print(told.text if total == 1 else f"{name}\t{told.text}", flush=True)
+            print(f"{name}\t{told.text}", flush=True)
     if len(rows) < total:
         if arguments.json:
             print(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))

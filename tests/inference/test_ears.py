@@ -140,6 +140,21 @@ def test_many_sources_one_after_the_other(ears: Ears, tmp_path: Path, monkeypatc
     assert len(found[1].pieces) > 2
 
 
+def test_a_stream_is_the_transcript_as_it_is_written(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ears.config, "piece_seconds", 1.0)
+    clip, heard = speechlike(7.5), []
+    monkeypatch.setattr(ears, "_transcribe", lambda c, *a, _t=ears._transcribe: heard.append(len(c)) or _t(c, *a))
+    found, first = [], 0
+    for piece in ears.stream(clip, sampling_rate=16_000, batch_size=4):
+        first = first or sum(heard)
+        found.append(piece)
+    assert first == 1 and max(heard) == 4  # the first words wait for nothing but their own window
+    assert " ".join(p.text for p in found if p.text) == ears.transcribe(clip, sampling_rate=16_000)
+    assert found[0].start == 0 and found[-1].end == 7.5
+    with pytest.raises(AudioError):
+        next(ears.stream("nowhere.wav"))
+
+
 def test_chat_hears_long_audio_a_few_windows_at_a_time(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, sizes = speechlike(70.0), []
     monkeypatch.setattr("steermoe.inference.ears.BATCH", 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,6 @@ class Ears:
 
         What cannot be read is a Transcript with its ``error``; the others are not disturbed.
         """
-        longest = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window)
         begun: deque[Transcript] = deque()
         waiting: list[tuple[Piece, Transcript, np.ndarray]] = []
 
@@ -187,8 +186,7 @@ class Ears:
         for source in sources:
             told = Transcript()
             try:
-                for samples in pieces(source, longest, sampling_rate, max_duration):
-                    piece = Piece(told.duration, told.duration + len(samples) / RATE)
+                for piece, samples in self._pieces(source, sampling_rate, max_duration):
                     told.pieces.append(piece)
                     waiting.append((piece, told, samples))
                     if len(waiting) >= AHEAD * batch_size:
@@ -200,6 +198,42 @@ class Ears:
                 yield begun.popleft()
         work()
         yield from begun
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        sampling_rate: int | None = None,
+        instruction: str | None = None,
+        batch_size: int = BATCH,
+        max_duration: float = 7200.0,
+        **generate: Any,
+    ) -> Iterator[Piece]:
+        """As ``transcribe``, each piece of one source as soon as it is written: the first alone, then more and more at once.
+
+        Raises AudioError where the source breaks off.
+        """
+        waiting: list[tuple[Piece, np.ndarray]] = []
+        size = 1
+
+        def written() -> list[Piece]:
+            texts = self._transcribe([samples for _, samples in waiting], instruction, generate) if waiting else []
+            done = [replace(piece, text=text) for (piece, _), text in zip(waiting, texts, strict=True)]
+            waiting.clear()
+            return done
+
+        for each in self._pieces(source, sampling_rate, max_duration):
+            waiting.append(each)
+            if len(waiting) == size:
+                yield from written()
+                size = min(2 * size, batch_size)
+        yield from written()
+
+    def _pieces(self, source: Any, sampling_rate: int | None, limit: float) -> Iterator[tuple[Piece, np.ndarray]]:
+        longest, at = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window), 0
+        for samples in pieces(source, longest, sampling_rate, limit):
+            yield Piece(at / RATE, (at + len(samples)) / RATE), samples
+            at += len(samples)
 
     @torch.inference_mode()
     def _transcribe(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:
