@@ -69,12 +69,12 @@ class Steered(nn.Module):
 class PlainPair(nn.Module):
     """Encoder with hooks, mean pooling, one linear map, LLM with labels: what a careful user of transformers writes."""
 
-    def __init__(self, full_router: bool) -> None:
+    def __init__(self, full_router: bool, encoder: Any = None, llm: Any = None) -> None:
         super().__init__()
         from steermoe.pretrained import load_encoder, load_llm
 
-        self.encoder: Any = load_encoder(ENCODER, torch.float32)
-        self.llm: Any = load_llm(LLM, torch.float32)
+        self.encoder: Any = (encoder or load_encoder(ENCODER, torch.float32)).requires_grad_(False)
+        self.llm: Any = (llm or load_llm(LLM, torch.float32)).requires_grad_(False)
         width = self.encoder.config.d_model
         self.steering = Steered(len(self.encoder.layers), width, full=full_router)
         self.proj = nn.Linear(width, self.llm.config.hidden_size)
