@@ -148,6 +148,10 @@ class Conversation:
             answer = self.answer(**{**options, "tool_choice": "auto" if left else "none"})
         return answer
 
+    def exchange(self) -> list[Message]:
+        """The messages, ready for JSON: of an audio its ``name``, if it had one, and its length."""
+        return [{**message, "content": _named(message.get("content"))} for message in self.messages]
+
     def _writer(self, options: Options) -> Writer:
         """Render, hear and compile: all that can be refused is refused here."""
         ears, schema = self.ears, schema_of(options.response_format)
@@ -244,3 +248,29 @@ def _part(part: Any) -> Any:
     samples = decode(source, sampling_rate=part.get("sampling_rate"))
     named = {"name": str(part["path"])} if "path" in part else {}
     return {"type": "audio", "audio": samples, "sampling_rate": RATE, **named}
+
+
+def _named(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for part in content:
+        if isinstance(part, dict) and isinstance(part.get("audio"), np.ndarray):
+            part = {"type": "audio", "name": part.get("name"), "seconds": round(len(part["audio"]) / RATE, 2)}
+        parts.append(part)
+    return parts
+
+
+def in_lines(message: Message) -> str:
+    """A message of an ``exchange`` for a terminal."""
+    role, content = message["role"], message.get("content")
+    if role == "tool":
+        return f"{message['name']}: {content}"
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    said = []
+    for part in parts:
+        heard = part["type"] == "audio"
+        said.append(f"[{part['name'] or 'audio'}, {part['seconds']} s]" if heard else str(part["text"] or ""))
+    for call in message.get("tool_calls") or ():
+        said.append(f"calls {call['function']['name']}({call['function']['arguments']})")
+    return f"{role}: {' '.join(filter(None, said))}"

@@ -21,7 +21,7 @@ from .tools import Dialect
 
 # One space behind commas and colons, as LLMs are used to; free white space would have no end.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-LONGEST = 4096  # characters of a string with a pattern, which a budget alone might not close
+LONGEST = 256  # characters of a string with a pattern or format: where it may end, only the pattern knows
 WITH_SCHEMAS = ("anyOf", "oneOf", "prefixItems")
 WITH_NAMES = ("properties", "patternProperties", "$defs", "definitions")
 
@@ -58,13 +58,14 @@ class Vocabulary:
         """The schema as it is kept (see above). Raises UsageError that names what is not supported."""
         from llguidance import LLMatcher
 
-        kept = {"x-guidance": SPACING, **_kept(schema, where)}
+        kept = {**_kept(schema, where), "x-guidance": SPACING}
         try:
             text = json.dumps(kept)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{where}: no JSON schema: {error}") from None
         if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), self.inner):
-            problem = re.sub(r"Unimplemented keys: \[(.*)\]", r"not supported: \1", problem.splitlines()[0])
+            problem = " ".join(problem.split())[:200]
+            problem = re.sub(r"Unimplemented keys: \[(.*)\]", r"not supported: \1", problem)
             raise UsageError(f"{where}: this JSON schema cannot be kept to: {problem}")
         return kept
 
@@ -75,7 +76,9 @@ def _kept(schema: Any, where: str, inside_all: bool = False) -> dict[str, Any]:
         return {} if schema else {"not": {}}  # which is refused by name
     if not isinstance(schema, dict):
         raise UsageError(f"{where}: no JSON schema but {schema!r}; an object is needed")
-    kept = dict(schema)
+    kept = {
+        key: value for key, value in schema.items() if key != "x-guidance"
+    }  # options of llguidance are ours to give
     for key in WITH_NAMES:
         if isinstance(kept.get(key), dict):
             kept[key] = {name: _kept(inner, f"{where}.{name}", inside_all) for name, inner in kept[key].items()}
@@ -87,9 +90,10 @@ def _kept(schema: Any, where: str, inside_all: bool = False) -> dict[str, Any]:
     for key in ("items", "additionalProperties"):
         if isinstance(kept.get(key), dict):
             kept[key] = _kept(kept[key], f"{where}.{key}", inside_all)
-    if "properties" in kept and not inside_all and not kept.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
+    listed = not set(kept.get("required", ())) - kept.get("properties", {}).keys()
+    if "properties" in kept and listed and not inside_all and not kept.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
         kept.setdefault("additionalProperties", False)
-    if "pattern" in kept or "format" in kept:
+    if kept.keys() & {"pattern", "format"} and kept.get("type", "string") == "string":
         kept.setdefault("maxLength", max(LONGEST, kept.get("minLength", 0)))
     if kept.get("minProperties", 0) > len(kept.get("required", ())):
         # A name that is written twice counts once, and a grammar does not know which names were written.

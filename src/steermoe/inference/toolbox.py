@@ -8,13 +8,17 @@ background, but holds up neither the conversation nor the end of the process.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import json
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..errors import UsageError
-from .tools import NAME, ToolCall
+from .tools import NAME, ToolCall, check_tools
 
 F = TypeVar("F", bound=Callable[..., Any])
 SECONDS = 10.0
@@ -99,3 +103,31 @@ class Toolbox:
             return f"error: {call.name} did not answer within {self.seconds:g} seconds"
         text = outcome[0]
         return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... (cut: {len(text)} characters)"
+
+
+def load_tools(path: Path) -> Toolbox | list[dict[str, Any]]:
+    """``.json``: tools as the OpenAI API has them, for the LLM to call and nobody to run. ``.py``: the ``Toolbox`` that the
+    file makes, whose functions run; the file itself is run, too. Raises UsageError."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file of tools")
+    if path.suffix == ".json":
+        try:
+            return check_tools(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except ValueError as error:
+            raise UsageError(f"{path}: not JSON ({error})") from None
+    if path.suffix != ".py":
+        raise UsageError(f"{path}: tools are a .json of schemas, or a .py that makes a Toolbox")
+    spec = importlib.util.spec_from_file_location(f"steermoe_tools_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise UsageError(f"{path}: fails with {type(error).__name__}: {told}") from None
+    boxes = [value for value in vars(module).values() if isinstance(value, Toolbox)]
+    if len(boxes) != 1:
+        raise UsageError(f"{path}: makes {len(boxes)} Toolboxes; one is needed, with the functions registered in it")
+    return boxes[0]

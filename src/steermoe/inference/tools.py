@@ -24,7 +24,8 @@ To call one, answer with nothing but
 <tool_call>
 {{"name": "its name", "arguments": {{its arguments}}}}
 </tool_call>
-What it returns then comes between <tool_response> and </tool_response>. Without need for a function, answer in words."""
+Without need for a function, answer in words."""
+RESULT = "The result: {}\nTell me so in words."  # tags of its own a small LLM would only repeat
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _with_objects(message: Message) -> Message:
 def _in_words(message: Message) -> Message:
     """Calls and results as text, for a template that knows neither."""
     if message.get("role") == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+        return {"role": "user", "content": RESULT.format(message["content"])}
     if not message.get("tool_calls"):
         return message
     said = [message["content"]] if message.get("content") else []

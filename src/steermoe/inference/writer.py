@@ -16,6 +16,7 @@ from .held import Held, Slot
 if TYPE_CHECKING:
     from .ears import Ears
 
+CLOSED_WITHIN = 2000  # tokens over the budget: more than any schema that is told to an LLM requires
 Finish = Literal["stop", "length", "tool_calls"]
 
 
@@ -117,6 +118,10 @@ class Writer:
         logits = self.held.feed([*self.slots, *self.tokens], self.heard)
         if bound is not None:
             closing = len(self.tokens) >= self.room * 3 // 4
+            if len(self.tokens) > self.room + CLOSED_WITHIN:
+                raise UsageError(
+                    f"constrained decoding: no end after {len(self.tokens)} tokens; has the schema a finite value?"
+                )
             if closing and bound.accepting:
                 return False
             allowed = bound.closing(bound.allowed()) if closing else bound.allowed()
