@@ -201,8 +201,8 @@ class Conversation:
         """What a tool returned must not hold the tokens that end a turn and begin another."""
         if message.get("role") != "tool":
             return message
-        content, special = str(message.get("content") or ""), map(str, self.ears.processor.tokenizer.all_special_tokens)
-        marks = [token for token in special if token]
+        content = str(message.get("content") or "")
+        marks = [str(token) for token in self.ears.processor.tokenizer.added_tokens_decoder.values()]
         while any(mark in content for mark in marks):  # what is cut out may leave another
             for mark in marks:
                 content = content.replace(mark, "")

@@ -99,6 +99,8 @@ class Writer:
                 shown = sure
             if self.finish == "stop" and self._stopped():
                 break
+        else:
+            self._look()  # what was forced at the end
         self.text = self.text.rstrip()
         if self.text.startswith(shown) and len(self.text) > len(shown):
             yield self.text[len(shown) :]
