@@ -36,7 +36,15 @@ class Held:
         self.cache = DynamicCache() if self.divisible else DynamicCache(config=self.config)
 
     def keep(self, wanted: Sequence[Slot]) -> int:
-        """Cut back to what ``wanted`` begins with, all but its last slot at most: how many slots that are."""
+        """Cut back to what ``wanted`` begins with, all but its last slot at most: how many slots that are.
+
+        Raises UsageError for more than the LLM has positions.
+        """
+        if self.most is not None and len(wanted) > self.most:
+            raise UsageError(
+                f"a conversation of {len(wanted)} tokens with its audio is longer than the LLM takes ({self.most}): "
+                "drop its oldest turns, or give less audio"
+            )
         pairs = zip(self.slots, wanted[:-1], strict=False)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if same < len(self.slots):
@@ -51,13 +59,8 @@ class Held:
     def feed(self, wanted: Sequence[Slot], audios: Mapping[str, Tensor]) -> Tensor:
         """Hold ``wanted``, feeding what is missing of it -> logits (V,) after its last slot, in float32.
 
-        ``audios`` are vectors (S, D_llm) by digest. Raises UsageError for more than the LLM has positions.
+        ``audios`` are vectors (S, D_llm) by digest. Raises UsageError as ``keep`` does.
         """
-        if self.most is not None and len(wanted) > self.most:
-            raise UsageError(
-                f"a conversation of {len(wanted)} tokens with its audio is longer than the LLM takes ({self.most}): "
-                "drop its oldest turns, or give less audio"
-            )
         new = wanted[self.keep(wanted) :]
         try:
             out = self.llm(**self._inputs(new, audios), past_key_values=self.cache, use_cache=True, logits_to_keep=1)

@@ -73,7 +73,7 @@ class Writer:
         self.tokens: list[int] = []
         self.text = ""
         """The words, but for what was written of a call."""
-        self.calling = False
+        self.calling = self.stopped = False
         self.finish: Finish = "stop"
         self.cached = self.held.keep(self.slots)
         most = self.held.most
@@ -97,7 +97,7 @@ class Writer:
             if sure.startswith(shown) and len(sure) > len(shown):
                 yield sure[len(shown) :]
                 shown = sure
-            if self.finish == "stop" and self._stopped():
+            if self.stopped:
                 break
         else:
             self._look()  # what was forced at the end
@@ -141,7 +141,8 @@ class Writer:
             logits = logits.index_fill(0, torch.tensor(suppressed, device=logits.device), float("-inf"))
         if self.options.temperature == 0:
             return int(logits.argmax())
-        chances, order = (logits / self.options.temperature).softmax(dim=-1).sort(descending=True)
+        scaled = (logits - logits.max()) / self.options.temperature  # however small it is, the largest stays 0
+        chances, order = scaled.softmax(dim=-1).sort(descending=True)
         chances[chances.cumsum(dim=-1) - chances >= self.options.top_p] = 0.0  # the first stays in any case
         return int(order[torch.multinomial(chances, 1, generator=self.generator)])
 
@@ -154,7 +155,9 @@ class Writer:
             if (at := self.dialect.triggered(raw)) is not None:
                 self._begin_call(raw[:at])
                 return
-        self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
+        found = [at for stop in self.options.stops if (at := text.find(stop)) >= 0]
+        self.text, self.stopped = text[: min(found, default=None)], bool(found)
 
     def _begin_call(self, before: str) -> None:
         """Keep the tokens of ``before``, the words before the call, and begin one as the LLM's family does."""
@@ -165,17 +168,10 @@ class Writer:
         self.tokens = [*self.tokens[:kept], *self.ears.processor.tokens(rest + self.dialect.begin)]
         self.binding, self.calling, self.finish = self.constraint, True, "tool_calls"
 
-    def _stopped(self) -> bool:
-        """Cut the text before the first of the stops, if one is in it."""
-        found = [at for stop in self.options.stops if (at := self.text.find(stop)) >= 0]
-        self.text = self.text[: min(found)] if found else self.text
-        return bool(found)
-
     def _sure(self) -> str:
         """The text up to where a stop or a call may be beginning, a character is not whole, or only space follows."""
-        text, marks = self.text, list(self.options.stops)
-        marks += [self.dialect.trigger, "<|python_tag|>"] if self.callable and not self.calling else []
-        found = [at for stop in self.options.stops if (at := text.find(stop)) >= 0]
-        text = text[: min(found)] if found else text
-        longest = max((n for m in marks for n in range(1, len(m)) if text.endswith(m[:n])), default=0)
-        return text[: len(text) - longest].rstrip("\ufffd").rstrip()
+        if self.calling or self.stopped:
+            return self.text.rstrip()
+        marks = [*self.options.stops, *([self.dialect.trigger] if self.callable else [])]
+        longest = max((n for m in marks for n in range(1, len(m)) if self.text.endswith(m[:n])), default=0)
+        return self.text[: len(self.text) - longest].rstrip("\ufffd").rstrip()
