@@ -208,7 +208,7 @@ def test_a_long_result_is_cut_and_says_so() -> None:
 def test_a_process_with_a_hanging_tool_ends() -> None:
     code = (
         "import time\nfrom steermoe import Toolbox\nfrom steermoe.inference.tools import ToolCall\n"
-        "def hang():\n    while True: time.sleep(1)\n"
+        "def hang():\n    while True: time.sleep(0.001)\n"
         "print(Toolbox(hang, seconds=0.1).run(ToolCall('call00000', 'hang', {})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -8,6 +8,7 @@ background, but holds up neither the conversation nor the end of the process.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import json
@@ -84,14 +85,22 @@ class Toolbox:
         function, _ = self._functions[call.name]
         outcome: list[str] = []
 
+        @functools.wraps(function)  # its signature, which is what pydantic looks at
+        def validated(*args: Any, **kwargs: Any) -> Any:
+            return args, kwargs
+
+        try:
+            args, kwargs = validate_call(validated)(**call.arguments)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "arguments"
+            return f"error: {call.name}: {where}: {first['msg']}"
+
+        # Not called by pydantic: at the end of the process a thread that hangs within its Rust would abort all.
         def work() -> None:
             try:
-                result = validate_call(function)(**call.arguments)
+                result = function(*args, **kwargs)
                 outcome.append(result if isinstance(result, str) else to_json(result, fallback=str).decode())
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "arguments"
-                outcome.append(f"error: {call.name}: {where}: {first['msg']}")
             except BaseException as error:  # also SystemExit: a tool does not end the program
                 told = " ".join(str(error).split())[:200]
                 outcome.append(f"error: {call.name} failed: {type(error).__name__}{': ' + told if told else ''}")
