@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import SteerMoEConfig
     from .errors import AdapterError, AudioError, DataError, FetchError, SteerMoEError, UsageError
+    from .inference.chat import Conversation
     from .inference.ears import Ears, load
+    from .inference.toolbox import Toolbox
     from .model import SteerMoEForConditionalGeneration
     from .processing import SteerMoEProcessor
 
 _HOME = {
     "Ears": "inference.ears",
     "load": "inference.ears",
+    "Conversation": "inference.chat",
+    "Toolbox": "inference.toolbox",
     "SteerMoEConfig": "config",
     "SteerMoEForConditionalGeneration": "model",
     "SteerMoEProcessor": "processing",

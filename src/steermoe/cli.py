@@ -86,11 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-duration", type=_seconds, default=7200.0, metavar="SECONDS", help="longer audio is refused")
     sub.add_argument("--batch-size", type=_positive, default=8)
 
-    sub = command("chat", "one question with audio, one answer", adapter=True)
+    sub = command("chat", "one question with audio, one answer, and calls of functions", adapter=True)
     sub.add_argument("text", nargs="?", default="", help="what to ask about the audio")
     sub.add_argument("--audio", action="append", default=[], help="may be given several times")
     sub.add_argument("--system", help="system prompt")
     sub.add_argument("--max-new-tokens", type=_positive, default=256)
+    sub.add_argument(
+        "--tools", type=Path, metavar="FILE", help="what the LLM may call. A .json has schemas as the OpenAI API takes them, "
+        "no functions: a call is shown, not run. A .py registers Python functions in a steermoe.Toolbox: calls are checked "
+        "and run, results fed back, and the whole exchange is shown"
+    )  # fmt: skip
+    sub.add_argument("--tool-choice", default="auto", metavar="HOW", help="auto, none, required, or the name of a tool")
 
     sub = command("inspect", "parameters, and how the router routes one clip", adapter=True)
     sub.add_argument("audio", nargs="?", help="with it: routing statistics, and a picture with --out")
@@ -275,17 +281,31 @@ def _chat(arguments: argparse.Namespace) -> Any:
 
     clips = [decode(Path(path)) for path in arguments.audio]
     _quiet()
+    from .inference.chat import Conversation, in_lines
     from .inference.ears import load
+    from .inference.toolbox import load_tools
 
-    parts: list[dict[str, Any]] = [{"type": "audio", "audio": clip, "sampling_rate": 16_000} for clip in clips]
+    tools = load_tools(arguments.tools) if arguments.tools else None
+    parts: list[dict[str, Any]] = [
+        {"type": "audio", "audio": clip, "sampling_rate": 16_000, "name": Path(path).name}
+        for path, clip in zip(arguments.audio, clips, strict=True)
+    ]
     parts += [{"type": "text", "text": arguments.text}] if arguments.text else []
-    messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
-    if arguments.system:
-        messages.insert(0, {"role": "system", "content": arguments.system})
-    answer = load(arguments.adapter).chat(messages, max_new_tokens=arguments.max_new_tokens)
+    system = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    talk = Conversation(load(arguments.adapter), system, tools)
+    options = {"max_new_tokens": arguments.max_new_tokens, "tool_choice": arguments.tool_choice}
+    if tools is None:
+        reply = talk.stream(parts, **options)
+        for piece in reply:
+            if not arguments.json:
+                print(piece, end="", flush=True)
+        if not arguments.json:
+            print()
+        return {"answer": str(reply.answer)}
+    answer = talk.run(parts, **options) if talk.toolbox else talk.answer(parts, **options)
     if not arguments.json:
-        print(answer)
-    return {"answer": answer}
+        print(*map(in_lines, talk.exchange()), sep="\n")
+    return {"answer": answer.text, "messages": talk.exchange()}
 
 
 def _inspect(arguments: argparse.Namespace) -> Any:

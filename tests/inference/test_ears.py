@@ -63,9 +63,9 @@ def test_a_draft_never_changes_the_text(ears: Ears, seed: int, monkeypatch: pyte
     """Whatever is drafted, good, bad or nothing, the tokens are those of the LLM's own greedy generate."""
     llm, rng = ears.model.llm, np.random.default_rng(seed)
     prompt = torch.randn(9, 48, generator=torch.Generator().manual_seed(seed))
-    known = {"do_sample": False, "pad_token_id": 0, "eos_token_id": sorted(ears._ends()), "max_new_tokens": 40}
+    known = {"do_sample": False, "pad_token_id": 0, "eos_token_id": sorted(ears.ends), "max_new_tokens": 40}
     plain = llm.generate(inputs_embeds=prompt[None], **known)[0].tolist()
-    wanted = plain[: next((i for i, t in enumerate(plain) if t in ears._ends()), len(plain))]
+    wanted = plain[: next((i for i, t in enumerate(plain) if t in ears.ends), len(plain))]
     noisy = [t if rng.random() < 0.7 else int(rng.integers(300)) for t in wanted]
     shorter = [t for t in wanted if rng.random() < 0.8]
     passes: list[int] = []
@@ -73,19 +73,19 @@ def test_a_draft_never_changes_the_text(ears: Ears, seed: int, monkeypatch: pyte
     drafts = [[], wanted, noisy, shorter, noisy[::-1]]
     for draft in drafts:
         passes.clear()
-        assert greedy(llm, [prompt], [draft], ears._ends(), [40]) == [wanted]
+        assert greedy(llm, [prompt], [draft], ears.ends, [40]) == [wanted]
         if draft is wanted and len(wanted) > 4:
             assert len(passes) < len(wanted)
     other = torch.randn(4, 48, generator=torch.Generator().manual_seed(seed + 9))
-    (alone,) = greedy(llm, [other], [noisy], ears._ends(), [11])
+    (alone,) = greedy(llm, [other], [noisy], ears.ends, [11])
     prompts, limits = [prompt] * 3 + [other] + [prompt] * 2, [40, 40, 40, 11, 40, 0]
-    written = greedy(llm, prompts, [*drafts[:3], noisy, drafts[4], noisy], ears._ends(), limits)
+    written = greedy(llm, prompts, [*drafts[:3], noisy, drafts[4], noisy], ears.ends, limits)
     assert written == [wanted, wanted, wanted, alone, wanted, []]  # whatever is beside it in a batch
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_with_a_margin_the_draft_stands_unless_clearly_unlikely(ears: Ears, seed: int) -> None:
-    llm, ends = ears.model.llm, ears._ends()
+    llm, ends = ears.model.llm, ears.ends
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randn(9, 48, generator=generator)
     draft = torch.randint(5, 250, (20,), generator=generator).tolist()

@@ -160,7 +160,7 @@ def test_stop_tokens_end_the_answer(mixed: Ears, speech: Speech) -> None:
     stop = stops[0]
     known, mixed.model.llm.generation_config.eos_token_id = mixed.model.llm.generation_config.eos_token_id, [2, stop]
     try:
-        assert mixed._ends() >= {2, stop}
+        assert mixed.ends >= {2, stop}
         text = mixed.transcribe(clip, sampling_rate=16_000)
     finally:
         mixed.model.llm.generation_config.eos_token_id = known

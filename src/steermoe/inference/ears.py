@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from ..errors import AdapterError, AudioError, UsageError
 from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
+from .chat import Conversation
 from .decoding import can_draft, full_attention, greedy
+from .grammar import Vocabulary
 from .readings import best_readings
+from .tools import Dialect, find_dialect
 
 SHIPPED = Path(__file__).parent.parent / "adapters"
 DEFAULT = "tiny"
@@ -102,6 +106,17 @@ class Ears:
     @property
     def config(self) -> SteerMoEConfig:
         return self.model.config
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How this LLM writes calls of functions."""
+        return find_dialect(self.processor.tokenizer)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """This LLM's tokens, for constrained decoding."""
+        size = self.model.llm.get_output_embeddings().weight.shape[0]
+        return Vocabulary(self.processor.tokenizer, self.ends, size)
 
     def with_adapter(self, adapter: str | Path) -> Ears:
         """Another adapter of the same pair beside this one, in a blink: both use the frozen models that are loaded.
@@ -297,31 +312,31 @@ class Ears:
         embeds, mask, _ = self.model.splice(ids["input_ids"], ids["attention_mask"], audios, with_prompt=vectors)
         shared = prompts[0].ids[: prompts[0].ids.index(self.model.audio_token_id)]  # the instruction follows the audio
         told = [row[inside][len(shared) :] for row, inside in zip(embeds, mask.bool(), strict=True)]
-        written = greedy(self.model.llm, told, drafts, self._ends(), limits, self.config.llm_margin, shared)
+        written = greedy(self.model.llm, told, drafts, self.ends, limits, self.config.llm_margin, shared)
         return [text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
-    def _ends(self) -> set[int]:
+    @property
+    def ends(self) -> set[int]:
         """Tokens that end a turn: the tokenizer's, and what the LLM itself was told."""
         told = self.model.llm.generation_config.eos_token_id
         return {self.processor.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
 
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Any = None, **options: Any) -> str:
+        """The LLM's answer to messages with any number of audio parts at any place; of calls, one a line.
+
+        The one-call form of ``Conversation``, which says what messages, ``tools`` and ``options`` may be.
+        """
+        return str(Conversation(self, messages, tools).answer(**options))
+
     @torch.inference_mode()
-    def chat(
-        self,
-        messages: Sequence[dict[str, Any]],
-        tools: list[Any] | None = None,
-        max_new_tokens: int = 256,
-        **generate: Any,
-    ) -> str:
-        """The LLM's answer to messages with any number of audio parts at any place (see SteerMoEProcessor.chat)."""
-        prompt = self.processor.chat(messages, tools)
-        windowed = [windows(audio, self.model.frames.window) for audio in prompt.audios]
-        flat, heard = [window for cut in windowed for window in cut], []
+    def audio_tokens(self, audios: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """What the LLM is given of each audio (16 kHz mono, any length): (S_i, D_llm), a few windows at a time."""
+        windowed = [windows(audio, self.model.frames.window) for audio in audios]
+        flat, heard = [window for cut in windowed for window in cut], list[torch.Tensor]()
         for start in range(0, len(flat), BATCH):
             heard += self._listen(self._on_device(self.processor.features(flat[start : start + BATCH])))[0]
         rows = iter(heard)
-        audios = [torch.cat([next(rows) for _ in cut]) for cut in windowed]
-        return self._write([prompt], audios, max_new_tokens=max_new_tokens, **generate)[0]
+        return [torch.cat([next(rows) for _ in cut]) for cut in windowed]
 
     @torch.inference_mode()
     def hear(self, audio: Any, *, sampling_rate: int | None = None, batch_size: int = BATCH) -> str | list[str]:
@@ -360,7 +375,7 @@ class Ears:
             "do_sample": False,
             "repetition_penalty": 1.0,
             "pad_token_id": self.processor.pad_id,
-            "eos_token_id": sorted(self._ends()),
+            "eos_token_id": sorted(self.ends),
         }
         options = {**known, **options}
         if audios:

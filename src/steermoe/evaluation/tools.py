@@ -1,0 +1,244 @@
+"""The ``tools`` suite: is the right function called with the right arguments, when it is asked for aloud?
+
+Graded is the parsed call, never a piece of text. Columns: ``text`` (the LLM reads what was asked), ``speech`` (it
+hears it) and ``cascade`` (it reads what the encoder's own decoder wrote of it); recordings without a transcript have no
+``text``. The gap is text less speech, on the same tasks.
+
+A call is right when its name is, every argument has an accepted value, and none is missing or added; where no tool fits,
+when none is called. That is how BFCL grades, and for its prompts strings are compared as there: without case, spaces and
+the marks of ``BFCL_MARKS``. Elsewhere numbers are evened out, too: "twelve ounce" is "12 ounce".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.tool_tasks import Accepted, ToolTask, load_tasks
+from ..errors import AudioError, DataError, UsageError
+from . import predictions, scoring
+from .predictions import Row
+from .provenance import provenance
+
+if TYPE_CHECKING:
+    from ..inference.ears import Ears
+
+COLUMNS = ("text", "speech", "cascade")
+BFCL_MARKS = re.compile(r"[ ,./\-_*^]")
+CAUSES = ("right", "no call", "needless call", "wrong function", "missing argument", "added argument", "wrong value")
+REFUSED = "refused"  # its schema cannot be kept to
+
+
+def plain(text: str, compare: str) -> str:
+    """What is compared of a string."""
+    if compare == "bfcl":
+        return BFCL_MARKS.sub("", text.lower()).replace("'", '"')
+    return " ".join(scoring.normalizer("english")(text).split())
+
+
+def same(wanted: Any, given: Any, compare: str) -> bool:
+    """Whether ``given`` is the accepted value ``wanted``; in an accepted object every key has its own accepted values."""
+    if isinstance(wanted, str) and isinstance(given, str):
+        return plain(wanted, compare) == plain(given, compare)
+    if isinstance(wanted, list) and isinstance(given, list):
+        return len(wanted) == len(given) and all(same(w, g, compare) for w, g in zip(wanted, given, strict=True))
+    if isinstance(wanted, dict) and isinstance(given, dict):
+        return not set(given) - set(wanted) and all(
+            any(same(value, given[key], compare) for value in values) if key in given else "" in values
+            for key, values in wanted.items()
+        )
+    return isinstance(wanted, bool) == isinstance(given, bool) and bool(wanted == given)
+
+
+def grade(calls: Sequence[dict[str, Any]], accepted: Accepted | None, compare: str = "words") -> str:
+    """One of CAUSES: ``right``, or the first thing that is wrong."""
+    if accepted is None:
+        return "needless call" if calls else "right"
+    if not calls:
+        return "no call"
+    call, wanted = calls[0], accepted.arguments
+    if len(calls) > 1 or call["name"] != accepted.name:
+        return "wrong function"
+    given = call["arguments"]
+    if any(key not in given and "" not in values for key, values in wanted.items()):
+        return "missing argument"
+    if set(given) - set(wanted):
+        return "added argument"
+    fits = (any(same(value, given[key], compare) for value in wanted[key]) for key in given)
+    return "right" if all(fits) else "wrong value"
+
+
+def slots(calls: Sequence[dict[str, Any]], accepted: Accepted | None, compare: str = "words") -> tuple[int, int, int]:
+    """(hits, given, wanted) of arguments: the counts behind F1. Those of a wrong function are given, and no hits."""
+    wanted = {k: v for k, v in accepted.arguments.items() if "" not in v} if accepted else {}
+    given = [(call["name"], key, value) for call in calls for key, value in call["arguments"].items()]
+    if accepted:  # an argument that may be left out counts neither way when it is right
+        free = {k: v for k, v in accepted.arguments.items() if "" in v}
+        given = [g for g in given if not any(same(v, g[2], compare) for v in free.get(g[1], ()))]
+    hits = sum(
+        accepted is not None and name == accepted.name and any(same(v, value, compare) for v in wanted.get(key, ()))
+        for name, key, value in given
+    )
+    return hits, len(given), len(wanted)
+
+
+def run(
+    ears: Ears,
+    source: str,
+    root: Path | None = None,
+    *,
+    limit: int | None = None,
+    columns: Sequence[str] = COLUMNS,
+    tool_choice: str = "auto",
+    max_new_tokens: int = 128,
+    out: Path | None = None,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Ask all tasks of ``source`` (spoken_orders, bfcl, home; see data/tool_tasks.py), or ``limit`` of them evenly spread.
+
+    ``tool_choice``: ``auto``, or ``required`` (a call in any case: then irrelevance is never right). With ``out``, rows go to
+    ``out/predictions.jsonl`` as they come, and what the same adapter answered to the same task is not asked again; the
+    metrics are ``out/metrics.json``, too. Rates are fractions. Raises DataError, UsageError.
+    """
+    if wrong := [c for c in columns if c not in COLUMNS]:
+        raise UsageError(f"column {wrong[0]!r} is none of {', '.join(COLUMNS)}")
+    tasks = load_tasks(source, root)
+    data, total = source, len(tasks)
+    if limit is not None and limit < total:
+        tasks = [tasks[i * total // limit] for i in range(limit)]
+        data = f"{source}[{limit} of {total}]"
+    shown = [c for c in COLUMNS if c in columns and (c != "text" or all(task.text for task in tasks))]
+    maker = _maker(ears, tool_choice, max_new_tokens)
+    path = out / "predictions.jsonl" if out is not None else None
+    rows = _ask(ears, tasks, shown, maker, _asker(ears, shown, tool_choice, max_new_tokens), path)
+    metrics = measure(rows, tasks, shown) | {
+        "suite": "tools", "data": data, "tool_choice": tool_choice, "adapter": ears.adapter_name,
+        "provenance": provenance(),
+    }  # fmt: skip
+    if path is not None:
+        predictions.finish(path, rows)
+        predictions.replace(path.with_name("metrics.json"), json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    return rows, metrics
+
+
+def _maker(ears: Ears, tool_choice: str, max_new_tokens: int) -> str:
+    from .run import adapter_digest
+
+    return f"{ears.adapter_name}@{adapter_digest(ears)[:12]}/{tool_choice}/{max_new_tokens}"
+
+
+def _digest(task: ToolTask) -> str:
+    return hashlib.sha256(json.dumps([task.text, task.tools], sort_keys=True).encode()).hexdigest()[:16]
+
+
+Asker = Callable[[ToolTask, str, Row], dict[str, Any]]
+
+
+def _asker(ears: Ears, columns: Sequence[str], tool_choice: str, max_new_tokens: int) -> Asker:
+    """What answers a task in a column: ``{"calls", "text"}``, or ``{"refused"}``; transcripts are kept in the row."""
+    from ..inference.chat import Conversation
+
+    own: Callable[[list[np.ndarray]], list[str]] | None = None
+    if "cascade" in columns:
+        from .baseline import WhisperOwnDecoder
+
+        own = WhisperOwnDecoder(ears.config.encoder, device=str(ears.model.device))
+
+    def ask(task: ToolTask, column: str, row: Row) -> dict[str, Any]:
+        content: Any = task.text
+        if column == "speech":
+            content = [{"type": "audio", "audio": task.load(), "sampling_rate": 16_000}]
+        elif column == "cascade" and own is not None:
+            content = row["transcript"] = row.get("transcript") or own([task.load()])[0]
+        try:
+            talk = Conversation(ears, tools=task.tools)
+            answer = talk.answer(content, tool_choice=tool_choice, max_new_tokens=max_new_tokens)
+        except UsageError as error:
+            return {"calls": [], "text": "", REFUSED: str(error)}
+        calls = [{"name": call.name, "arguments": call.arguments} for call in answer.tool_calls]
+        return {"calls": calls, "text": answer.text}
+
+    return ask
+
+
+def _ask(
+    ears: Ears, tasks: Sequence[ToolTask], columns: Sequence[str], maker: str, ask: Asker, path: Path | None
+) -> list[Row]:
+    from rich.console import Console
+    from rich.progress import track
+
+    found, rows = predictions.read(path) if path is not None else {}, []
+    for task in track(tasks, "asking", console=Console(stderr=True)):
+        row: Row = {"id": task.id, "group": task.group, "task": _digest(task), "maker": maker}
+        old = found.get(task.id, {})
+        if all(old.get(key) == row[key] for key in row):
+            row = old
+        missing = [column for column in columns if column not in row]
+        for column in missing:
+            try:
+                row[column] = ask(task, column, row)
+            except (AudioError, OSError) as error:
+                row["error"] = str(error)
+                print(f"warning: task {task.id} was not heard: {error}", file=sys.stderr)
+        rows.append(row)
+        if path is not None and missing:
+            predictions.append(path, [row])
+    return rows
+
+
+def measure(rows: Sequence[Row], tasks: Sequence[ToolTask], columns: Sequence[str]) -> dict[str, Any]:
+    """Of each column, over the tasks that all of them answered: ``exact`` with its 95 % ``interval``, ``f1`` of arguments,
+    ``causes`` with counts, ``groups``; ``gap`` of exact from text to speech with its paired ``p_value``."""
+    pairs = [(r, t) for r, t in zip(rows, tasks, strict=True) if all(c in r for c in columns)]
+    if not pairs or not columns:
+        raise DataError("no task could be asked in all columns")
+    found: dict[str, Any] = {}
+    rights: dict[str, np.ndarray] = {}
+    for column in columns:
+        causes = [
+            REFUSED if REFUSED in row[column] else grade(row[column]["calls"], task.accepted, task.compare)
+            for row, task in pairs
+        ]
+        right = np.array([cause == "right" for cause in causes])
+        # As scoring counts words: a task is one, a hit or a substitution.
+        rights[column] = counts = np.stack([right, ~right, 0 * right, 0 * right], axis=1).astype(np.int64)
+        low, high = scoring.interval(counts)
+        hits, given, wanted = np.sum(
+            [slots(r[column]["calls"], t.accepted, t.compare) for r, t in pairs], axis=0
+        ).tolist()
+        groups = {group: [int(x) for x, (_, t) in zip(right, pairs, strict=True) if t.group == group]
+                  for group in sorted({t.group for _, t in pairs})}  # fmt: skip
+        found[column] = {
+            "exact": float(right.mean()),
+            "interval": [1 - high, 1 - low],
+            "f1": 2 * hits / (given + wanted) if given + wanted else 1.0,
+            "causes": dict(Counter(causes).most_common()),
+            "groups": {group: {"n": len(x), "exact": sum(x) / len(x)} for group, x in groups.items()},
+        }
+    metrics: dict[str, Any] = {"n": len(pairs), "unheard": len(rows) - len(pairs), "columns": found}
+    if "text" in found and "speech" in found:
+        metrics["gap"] = found["text"]["exact"] - found["speech"]["exact"]
+        metrics["p_value"] = scoring.paired_p(rights["text"], rights["speech"])
+    return metrics
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The metrics for a terminal."""
+    lines = [f"{metrics['data']}: {metrics['n']} tasks, tool_choice {metrics['tool_choice']}"]
+    lines.append(f"{'':10}{'exact':>8}{'95 % interval':>20}{'F1':>8}  wrong, by cause")
+    for name, column in metrics["columns"].items():
+        low, high = column["interval"]
+        causes = ", ".join(f"{cause} {n}" for cause, n in column["causes"].items() if cause != "right")
+        lines.append(f"{name:10}{column['exact']:>8.1%}{f'{low:.1%} to {high:.1%}':>20}{column['f1']:>8.1%}  {causes}")
+        if len(column["groups"]) > 1:
+            lines += [f"  {g or 'all'}: {v['exact']:.1%} of {v['n']}" for g, v in column["groups"].items()]
+    if "gap" in metrics:
+        lines.append(f"text less speech: {metrics['gap']:.1%} (p = {metrics['p_value']:.3f})")
+    return "\n".join(lines)

@@ -1,0 +1,276 @@
+"""A conversation with an LLM that hears: turns, audio at any place, functions, and text as it is written.
+
+The key/value cache stays between turns. Every prompt is rendered anew from the messages, and only what the last one did
+not begin with is fed (held.py), so that an edited history is simply another prompt.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ..audio import RATE, decode
+from ..errors import AudioError, UsageError
+from .grammar import Constraint, call_grammar, json_grammar, schema_of
+from .held import Held, Slot
+from .toolbox import Toolbox
+from .tools import Message, ToolCall, check_tools, parse_calls, told
+from .writer import Finish, Options, Writer
+
+if TYPE_CHECKING:
+    from ..processing import Prompt
+    from .ears import Ears
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens: of the prompt (audio tokens among them), those of it that lay in the cache, and those written."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the LLM said. ``finish_reason`` is ``stop``, ``length`` or ``tool_calls``, as in the OpenAI API."""
+
+    text: str
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    finish_reason: Finish = "stop"
+    usage: Usage = Usage(0, 0, 0)
+
+    @property
+    def message(self) -> Message:
+        """As a message of the conversation, in the OpenAI API's form."""
+        calls = {"tool_calls": [call.as_openai() for call in self.tool_calls]} if self.tool_calls else {}
+        return {"role": "assistant", "content": self.text or (None if calls else ""), **calls}
+
+    def __str__(self) -> str:
+        return "\n".join([*([self.text] if self.text else []), *map(str, self.tool_calls)])
+
+
+class Reply(Iterator[str]):
+    """Pieces of text, as they are written; ``answer`` is there once all were taken. Of a call no text is given out."""
+
+    def __init__(self, writing: Generator[str, None, Answer]) -> None:
+        self._writing, self.answer = writing, None  # type: Generator[str, None, Answer], Answer | None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._writing)
+        except StopIteration as done:
+            self.answer = self.answer or done.value
+            raise StopIteration from None
+
+
+class Conversation:
+    """Turns between a user and an LLM that hears, one conversation, batch of one.
+
+    >>> talk = Conversation(ears, [{"role": "system", "content": "Be brief."}])
+    >>> talk.answer([{"type": "audio", "path": "question.wav"}]).text
+    >>> for piece in talk.stream("And why?"):
+    ...     print(piece, end="", flush=True)
+
+    ``messages`` are the OpenAI API's, and are yours to edit between answers; what the cache holds of them is kept as far
+    as it fits. Content is a text or a list of parts: ``{"type": "text", "text"}``, ``{"type": "audio", "path" | "audio" |
+    "bytes"}`` (``sampling_rate`` beside an array) or ``{"type": "input_audio", "input_audio": {"data": BASE64}}``. Each
+    audio is decoded and heard once. ``tools`` are the API's, too, or a ``Toolbox`` of Python functions, which ``run`` runs;
+    a call that is written is always one of them, its arguments valid against their schema. ``template`` holds further
+    variables of the chat template, such as ``enable_thinking``.
+
+    A server answers a request by ``Conversation(ears, messages, tools).stream(None, **options)``: what is wrong with the
+    request is raised there (UsageError, AudioError), before the first piece. The ``Reply`` then gives the pieces of text
+    and at last ``answer``: ``text``, ``tool_calls``, ``finish_reason``, ``usage`` and ``message``. A conversation that is
+    kept, given the next request's messages, feeds only what is new.
+    """
+
+    def __init__(
+        self,
+        ears: Ears,
+        messages: Sequence[Message] = (),
+        tools: Toolbox | list[dict[str, Any]] | None = None,
+        template: dict[str, Any] | None = None,
+    ) -> None:
+        self.ears, self.messages, self.template = ears, list(messages), template or {}
+        self.toolbox = tools if isinstance(tools, Toolbox) else None
+        self.tools = check_tools(tools.tools if isinstance(tools, Toolbox) else tools or [])
+        self._held = Held(ears.model.llm)
+        self._heard: dict[str, Tensor] = {}  # audio tokens (S, D_llm) by the audio's digest
+
+    def stream(self, content: Any = None, **options: Any) -> Reply:
+        """The answer to the messages and, if given, to ``content``, the user's next. See ``Options``.
+
+        Its message is added when all of it was taken. Raises UsageError and AudioError at once, and then leaves the
+        messages as they were.
+        """
+        before = self.messages
+        try:
+            chosen = Options(**options)
+        except TypeError as error:
+            raise UsageError(f"chat: {str(error).split(') ')[-1].removeprefix('Options.__init__() ')}") from None
+        added = [] if content is None else [{"role": "user", "content": content}]
+        try:
+            self.messages = [_decoded(message) for message in [*before, *added]]
+            return Reply(self._write(self._writer(chosen)))
+        except BaseException:
+            self.messages = before
+            raise
+
+    def answer(self, content: Any = None, **options: Any) -> Answer:
+        """As ``stream``, the whole answer at once."""
+        reply = self.stream(content, **options)
+        for _ in reply:
+            pass
+        assert reply.answer is not None
+        return reply.answer
+
+    def run(self, content: Any = None, rounds: int = 4, **options: Any) -> Answer:
+        """As ``answer``; calls are run by the Toolbox and their results fed back, until the LLM answers in words.
+
+        After ``rounds`` of calls it is shown no tools, and so has to. A tool that was required is so the first time only.
+        """
+        if self.toolbox is None:
+            raise UsageError("run() runs Python functions: give Conversation a Toolbox of them as tools")
+        answer = self.answer(content, **options)
+        for left in reversed(range(rounds)):
+            if not answer.tool_calls:
+                break
+            for call in answer.tool_calls:
+                result = {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": self.toolbox.run(call)}
+                self.messages.append(result)
+            answer = self.answer(**{**options, "tool_choice": "auto" if left else "none"})
+        return answer
+
+    def exchange(self) -> list[Message]:
+        """The messages, ready for JSON: of an audio its ``name``, if it had one, and its length."""
+        return [{**message, "content": _named(message.get("content"))} for message in self.messages]
+
+    def _writer(self, options: Options) -> Writer:
+        """Render, hear and compile: all that can be refused is refused here."""
+        ears, schema = self.ears, schema_of(options.response_format)
+        callable, must_call = self._callable(options.tool_choice)
+        if callable and schema is not None:
+            raise UsageError(
+                "response_format and tools: one answer is either; choose tool_choice='none', or no response_format"
+            )
+        constraint = None
+        if callable:
+            constraint = Constraint(ears.vocabulary, call_grammar(ears.vocabulary, ears.dialect, callable))
+        elif schema is not None:
+            constraint = Constraint(ears.vocabulary, json_grammar(ears.vocabulary, schema))
+        offered = self.tools if options.tool_choice != "none" else []
+        messages, tools = told(ears.dialect, [self._safe(message) for message in self.messages], offered)
+        prompt = ears.processor.chat(messages, tools, **self.template)
+        slots = self._slots(prompt)
+        return Writer(ears, self._held, self._heard, slots, options, constraint, bool(callable), must_call)
+
+    def _callable(self, choice: str | dict[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+        """The tools that may be called, and whether one must be."""
+        name = (choice.get("function") or {}).get("name") if isinstance(choice, dict) else choice
+        if name == "none" or (name == "auto" and not isinstance(choice, dict)):
+            return (self.tools if name == "auto" else []), False
+        callable = [tool for tool in self.tools if name in ("required", tool["function"]["name"])]
+        if not callable:
+            names = ", ".join(tool["function"]["name"] for tool in self.tools) or "none were given"
+            raise UsageError(f"tool_choice={choice!r}: there is no such tool; the tools: {names}")
+        return callable, True
+
+    def _slots(self, prompt: Prompt) -> list[Slot]:
+        """Hear what is new in the prompt, and put every audio's tokens in its place."""
+        digests = [hashlib.sha256(audio.tobytes()).hexdigest() for audio in prompt.audios]
+        new = {d: audio for d, audio in zip(digests, prompt.audios, strict=True) if d not in self._heard}
+        heard = self._heard | dict(zip(new, self.ears.audio_tokens(list(new.values())), strict=True))
+        self._heard = {digest: heard[digest] for digest in digests}
+        queue, slots = iter(digests), list[Slot]()
+        for token in prompt.ids:
+            if token == self.ears.model.audio_token_id:
+                digest = next(queue)
+                slots += [(digest, i) for i in range(len(heard[digest]))]
+            else:
+                slots.append(token)
+        return slots
+
+    def _safe(self, message: Message) -> Message:
+        """What a tool returned must not hold the tokens that end a turn and begin another."""
+        if message.get("role") != "tool":
+            return message
+        content = str(message.get("content") or "")
+        marks = [str(token) for token in self.ears.processor.tokenizer.added_tokens_decoder.values()]
+        while any(mark in content for mark in marks):  # what is cut out may leave another
+            for mark in marks:
+                content = content.replace(mark, "")
+        return {**message, "content": content}
+
+    def _write(self, writer: Writer) -> Generator[str, None, Answer]:
+        yield from writer.pieces()
+        calls: list[ToolCall] = []
+        if writer.calling:
+            written = self.ears.processor.tokenizer.decode(writer.tokens) + self.ears.dialect.end
+            before = sum(len(message.get("tool_calls") or ()) for message in self.messages)
+            for name, arguments in parse_calls(written, self.ears.dialect)[1]:
+                # Nine letters and digits: Mistral's templates take nothing else.
+                calls.append(ToolCall(f"call{before + len(calls):05d}", name, arguments))
+        usage = Usage(len(writer.slots), writer.cached, len(writer.tokens))
+        answer = Answer(writer.text, calls, writer.finish, usage)
+        self.messages.append(answer.message)
+        return answer
+
+
+def _decoded(message: Message) -> Message:
+    """The message with its audio as samples, so that it is read once, and stays what it was."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_part(part) for part in content]}
+
+
+def _part(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "input_audio":
+        data = part.get("input_audio")
+        try:
+            source: Any = base64.b64decode(data["data"], validate=True)
+        except (TypeError, KeyError, ValueError):
+            raise AudioError('an input_audio part needs {"data": BASE64} of an audio file') from None
+    elif kind == "audio":
+        source = next((part[key] for key in ("path", "audio", "bytes") if key in part), None)
+        if source is None or (isinstance(source, np.ndarray) and part.get("sampling_rate") == RATE):
+            return part  # the processor says what is wrong, if anything is
+    else:
+        return part
+    samples = decode(source, sampling_rate=part.get("sampling_rate"))
+    named = {"name": str(part["path"])} if "path" in part else {}
+    return {"type": "audio", "audio": samples, "sampling_rate": RATE, **named}
+
+
+def _named(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for part in content:
+        if isinstance(part, dict) and isinstance(part.get("audio"), np.ndarray):
+            part = {"type": "audio", "name": part.get("name"), "seconds": round(len(part["audio"]) / RATE, 2)}
+        parts.append(part)
+    return parts
+
+
+def in_lines(message: Message) -> str:
+    """A message of an ``exchange`` for a terminal."""
+    role, content = message["role"], message.get("content")
+    if role == "tool":
+        return f"{message['name']}: {content}"
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    said = []
+    for part in parts:
+        heard = part["type"] == "audio"
+        said.append(f"[{part['name'] or 'audio'}, {part['seconds']} s]" if heard else str(part["text"] or ""))
+    for call in message.get("tool_calls") or ():
+        said.append(f"calls {call['function']['name']}({call['function']['arguments']})")
+    return f"{role}: {' '.join(filter(None, said))}"

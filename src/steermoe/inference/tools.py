@@ -1,0 +1,231 @@
+"""Functions that an LLM may call: how they are told to it, and how its calls are read.
+
+Most chat templates take tools, each in its family's own format. Which format that is, and whether the template shows
+tools, calls and results at all, is found out by rendering a small conversation, never by a model's name. To an LLM
+whose template passes over tools, such as SmolLM2's, they are told by lines of the system prompt, in the format that
+most others use (Hermes): that is the fallback, and ``Dialect.native`` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import UsageError
+
+Message = dict[str, Any]
+NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+LINES = """You can call these functions:
+{tools}
+To call one, answer with nothing but
+<tool_call>
+{{"name": "its name", "arguments": {{its arguments}}}}
+</tool_call>
+Without need for a function, answer in words."""
+RESULT = "The result: {}\nTell me so in words."  # tags of its own a small LLM would only repeat
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call: ``id`` is unique within its conversation; ``arguments`` by name."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+    def as_openai(self) -> dict[str, Any]:
+        arguments = json.dumps(self.arguments, ensure_ascii=False)
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
+
+    def __str__(self) -> str:
+        return f"{self.name}({json.dumps(self.arguments, ensure_ascii=False)})"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a family writes a call: ``begin``, then per call ``{"name": ..., KEY: {...}}`` (or NAME ``between`` {...}), then
+    ``end``. ``trigger`` begins a call in free text; where it is ``{`` only at the start of an answer."""
+
+    name: str
+    begin: str
+    end: str
+    trigger: str
+    key: str = "arguments"
+    between: str | None = None
+    native: bool = True  # the template itself shows tools, calls and results
+
+    def around(self, tool: str) -> tuple[str, str]:
+        """What stands before and after the arguments in a call of ``tool``."""
+        if self.between is not None:
+            return f"{tool}{self.between}", ""
+        return f'{{"name": {json.dumps(tool)}, "{self.key}": ', "}"
+
+    def triggered(self, text: str) -> int | None:
+        """Where in ``text`` a call begins."""
+        if self.trigger == "{":
+            return 0 if text.lstrip().startswith(("{", "<|python_tag|>")) else None
+        at = text.find(self.trigger)
+        return at if at >= 0 else None
+
+
+HERMES = Dialect("hermes", "<tool_call>\n", "\n</tool_call>", "<tool_call>")
+LLAMA3 = Dialect("llama3", "", "", "{", key="parameters")
+MISTRAL = Dialect("mistral", "[TOOL_CALLS] [", "]", "[TOOL_CALLS]")
+MISTRAL_ARGS = Dialect("mistral-args", "[TOOL_CALLS]", "", "[TOOL_CALLS]", between="[ARGS]")
+PLAIN = Dialect("json", "", "", "{")
+FALLBACK = replace(HERMES, native=False)
+
+
+def find_dialect(tokenizer: Any) -> Dialect:
+    """The dialect of a tokenizer's chat template, by rendering; FALLBACK where it does not show all that is needed."""
+    asked: list[Message] = [{"role": "user", "content": "ask"}]
+    function = {"name": "probe_name", "description": "d", "parameters": {"type": "object", "properties": {}}}
+    call = {"name": "probe_name", "arguments": {"probe_key": "probe_value"}}
+    called = [
+        *asked,
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "call00000", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "call00000", "name": "probe_name", "content": "probe_result"},
+    ]
+
+    def render(messages: list[Message], tools: list[Any] | None = None) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+        except Exception:  # templates refuse in many ways, and one that refuses does not take tools
+            return ""
+
+    shown, told = render(asked, [{"type": "function", "function": function}]), render(called)
+    if "probe_name" not in shown or "probe_result" not in told:
+        return FALLBACK
+    written = told[: told.find("probe_result")]
+    if "[TOOL_CALLS]" in written:
+        return MISTRAL_ARGS if "[ARGS]" in written else MISTRAL
+    spelt = re.search(r'\{\s*"name":\s*"probe_name",\s*"(arguments|parameters)":\s*\{"probe_key"', written)
+    if spelt is None:  # a format of its own
+        return FALLBACK
+    if "<tool_call>" in written:
+        return HERMES
+    return LLAMA3 if spelt[1] == "parameters" else PLAIN
+
+
+def check_tools(tools: Any, where: str = "tools") -> list[dict[str, Any]]:
+    """Tools as the OpenAI API has them. Raises UsageError that names what is wrong, and where."""
+    if not isinstance(tools, list):
+        raise UsageError(f"{where}: a list of tools is needed, got {type(tools).__name__}")
+    names: set[str] = set()
+    for i, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or tool.get("type") != "function":
+            raise UsageError(f'{where}[{i}]: {{"type": "function", "function": {{...}}}} is needed')
+        name = function.get("name")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise UsageError(f"{where}[{i}]: name {name!r}: use 1 to 64 letters, digits, _ or -")
+        if name in names:
+            raise UsageError(f"{where}[{i}]: a second tool named {name!r}")
+        if not isinstance(function.get("parameters", {}), dict):
+            raise UsageError(f"{where}[{i}]: parameters of {name!r}: a JSON schema (an object) is needed")
+        names.add(name)
+    return tools
+
+
+def told(
+    dialect: Dialect, messages: Sequence[Message], tools: list[Any] | None
+) -> tuple[list[Message], list[Any] | None]:
+    """Messages and tools as this LLM's chat template takes them."""
+    if dialect.native:
+        return [_with_objects(message) for message in messages], tools or None
+    plain = [_in_words(message) for message in messages]
+    if tools:
+        lines = LINES.format(tools="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools))
+        first = plain[0] if plain and plain[0].get("role") == "system" else None
+        if first is not None:
+            plain = plain[1:]
+            parts = (
+                first["content"] if isinstance(first["content"], list) else [{"type": "text", "text": first["content"]}]
+            )
+            plain.insert(0, {**first, "content": [*parts, {"type": "text", "text": lines}]})
+        else:
+            plain.insert(0, {"role": "system", "content": lines})
+    return plain, None
+
+
+def _with_objects(message: Message) -> Message:
+    """The API spells arguments as a string of JSON, templates want the object."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**c, "function": {**c["function"], "arguments": _object(c["function"]["arguments"])}}
+        for c in message["tool_calls"]
+    ]
+    return {**message, "content": message.get("content") or "", "tool_calls": calls}
+
+
+def _in_words(message: Message) -> Message:
+    """Calls and results as text, for a template that knows neither."""
+    if message.get("role") == "tool":
+        return {"role": "user", "content": RESULT.format(message["content"])}
+    if not message.get("tool_calls"):
+        return message
+    said = [message["content"]] if message.get("content") else []
+    for call in message["tool_calls"]:
+        before, after = FALLBACK.around(call["function"]["name"])
+        arguments = json.dumps(_object(call["function"]["arguments"]), ensure_ascii=False)
+        said.append(f"{FALLBACK.begin}{before}{arguments}{after}{FALLBACK.end}")
+    return {"role": "assistant", "content": "\n".join(said)}
+
+
+def _object(arguments: Any) -> Any:
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+def parse_calls(text: str, dialect: Dialect) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """What an LLM wrote -> the words before its calls, and the calls as (name, arguments), in order.
+
+    What does not parse as a call is no call: then all of ``text`` is words.
+    """
+    at = dialect.triggered(text) if dialect is not PLAIN else 0
+    if at is None:
+        return text, []
+    if dialect.name == "hermes":
+        blocks = re.findall(r"<tool_call>(.*?)(?:</tool_call>|$)", text[at:], re.S)
+        calls = [call for block in blocks for call in _calls(block)]
+    elif dialect.name.startswith("mistral"):
+        rest = text[at:].removeprefix("[TOOL_CALLS]").strip()
+        calls = list(_calls(rest)) if rest.startswith(("[", "{")) else list(_named(rest))
+    else:
+        fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.S)
+        calls = list(_calls((fenced[1] if fenced else text).strip().removeprefix("<|python_tag|>")))
+    return (text[:at].strip(), calls) if calls else (text, [])
+
+
+def _calls(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Calls out of JSON values that follow each other, ``;`` or white space between; lists of calls count, too."""
+    rest, decoder = text.strip(), json.JSONDecoder()
+    while rest:
+        try:
+            value, end = decoder.raw_decode(rest)
+        except ValueError:
+            return
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                item = item["function"] if isinstance(item.get("function"), dict) else item
+                arguments = item.get("arguments", item.get("parameters"))
+                try:
+                    arguments = _object(arguments)
+                except ValueError:
+                    continue
+                if isinstance(item.get("name"), str) and isinstance(arguments, dict):
+                    yield item["name"], arguments
+        rest = rest[end:].lstrip(" \n\t;,")
+
+
+def _named(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """``name[ARGS]{...}``, also where the special token between was lost."""
+    for name, rest in re.findall(r"([\w-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(\{.*?)(?=\[TOOL_CALLS\]|$)", text, re.S):
+        try:
+            arguments, _ = json.JSONDecoder().raw_decode(rest)
+        except ValueError:
+            continue
+        yield name, arguments

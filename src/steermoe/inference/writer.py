@@ -1,0 +1,177 @@
+"""One answer, token by token: free text, JSON under a grammar, or free text that turns into a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from .grammar import Constraint
+from .held import Held, Slot
+
+if TYPE_CHECKING:
+    from .ears import Ears
+
+CLOSED_WITHIN = 2000  # tokens over the budget: more than any schema that is told to an LLM requires
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one answer is written; names and meanings are those of the OpenAI API, but for ``max_new_tokens``."""
+
+    max_new_tokens: int = 256
+    """Free text ends here; a call or a JSON answer begins to close at three quarters, and is always completed."""
+    temperature: float = 0.0
+    """0: greedy."""
+    top_p: float = 1.0
+    seed: int | None = None
+    """Of the draws where ``temperature`` is not 0: one seed, one text."""
+    stop: str | Sequence[str] = ()
+    """Texts before which the answer ends."""
+    tool_choice: str | dict[str, Any] = "auto"
+    """``auto``, ``none``, ``required``, a tool's name, or ``{"type": "function", "function": {"name": ...}}``."""
+    response_format: dict[str, Any] | None = None
+    """``{"type": "json_object"}`` or ``{"type": "json_schema", "json_schema": {"schema": ...}}``."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens={self.max_new_tokens}: 1 or more is needed")
+        if not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature={self.temperature}: 0 or more is needed")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p={self.top_p}: more than 0 and at most 1 is needed")
+
+    @property
+    def stops(self) -> list[str]:
+        return [s for s in ([self.stop] if isinstance(self.stop, str) else self.stop) if s]
+
+
+@dataclass
+class Writer:
+    """Writes after ``slots``; ``pieces`` gives out text that is sure to stay. What came of it is in the other fields.
+
+    Without ``callable`` the ``constraint`` binds from the first token. With it, it binds the call: from the first token
+    if one must be made, else from where the LLM begins one, which is cut back to there and begun properly.
+    """
+
+    ears: Ears
+    held: Held
+    heard: Mapping[str, Tensor]
+    slots: list[Slot]
+    options: Options
+    constraint: Constraint | None = None
+    callable: bool = False
+    must_call: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokenizer, self.dialect = self.ears.processor.tokenizer, self.ears.dialect
+        self.tokens: list[int] = []
+        self.text = ""
+        """The words, but for what was written of a call."""
+        self.calling = self.stopped = False
+        self.finish: Finish = "stop"
+        self.cached = self.held.keep(self.slots)
+        most = self.held.most
+        self.room = (
+            self.options.max_new_tokens if most is None else min(self.options.max_new_tokens, most - len(self.slots))
+        )
+        self.binding = self.constraint if not self.callable else None
+        self.generator = torch.Generator(self.ears.model.device)
+        if self.options.seed is not None:
+            self.generator.manual_seed(self.options.seed)
+        else:
+            self.generator.seed()
+
+    def pieces(self) -> Iterator[str]:
+        if self.must_call:
+            self._begin_call("")
+        shown = ""
+        while self._step():
+            self._look()
+            sure = self._sure()
+            if sure.startswith(shown) and len(sure) > len(shown):
+                yield sure[len(shown) :]
+                shown = sure
+            if self.stopped:
+                break
+        else:
+            self._look()  # what was forced at the end
+        self.text = self.text.rstrip()
+        if self.text.startswith(shown) and len(self.text) > len(shown):
+            yield self.text[len(shown) :]
+
+    def _step(self) -> bool:
+        """Write one token, or all that are forced; False at the end."""
+        bound = self.binding
+        if bound is not None:
+            forced = bound.forced()
+            bound.take(forced)
+            self.tokens += forced
+            if bound.done:
+                return False
+        elif len(self.tokens) >= self.room:
+            self.finish = "length"
+            return False
+        logits = self.held.feed([*self.slots, *self.tokens], self.heard)
+        if bound is not None:
+            closing = len(self.tokens) >= self.room * 3 // 4
+            if len(self.tokens) > self.room + CLOSED_WITHIN:
+                raise UsageError(
+                    f"constrained decoding: no end after {len(self.tokens)} tokens; has the schema a finite value?"
+                )
+            if closing and bound.accepting:
+                return False
+            allowed = bound.closing(bound.allowed()) if closing else bound.allowed()
+            logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+        token = self._pick(logits)
+        if token in self.ears.ends:
+            return False
+        self.tokens.append(token)
+        if bound is not None:
+            bound.take([token])
+        return True
+
+    def _pick(self, logits: Tensor) -> int:
+        if suppressed := getattr(self.held.llm.generation_config, "suppress_tokens", None):
+            logits = logits.index_fill(0, torch.tensor(suppressed, device=logits.device), float("-inf"))
+        if self.options.temperature == 0:
+            return int(logits.argmax())
+        scaled = (logits - logits.max()) / self.options.temperature  # however small it is, the largest stays 0
+        chances, order = scaled.softmax(dim=-1).sort(descending=True)
+        chances[chances.cumsum(dim=-1) - chances >= self.options.top_p] = 0.0  # the first stays in any case
+        return int(order[torch.multinomial(chances, 1, generator=self.generator)])
+
+    def _look(self) -> None:
+        """Read what is written so far."""
+        if self.calling:
+            return
+        if self.callable:
+            raw = self.tokenizer.decode(self.tokens)
+            if (at := self.dialect.triggered(raw)) is not None:
+                self._begin_call(raw[:at])
+                return
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
+        found = [at for stop in self.options.stops if (at := text.find(stop)) >= 0]
+        self.text, self.stopped = text[: min(found, default=None)], bool(found)
+
+    def _begin_call(self, before: str) -> None:
+        """Keep the tokens of ``before``, the words before the call, and begin one as the LLM's family does."""
+        decode = self.tokenizer.decode
+        kept = next((n for n in range(len(self.tokens), 0, -1) if before.startswith(decode(self.tokens[:n]))), 0)
+        rest = before[len(decode(self.tokens[:kept])) :]
+        self.text = before.strip()
+        self.tokens = [*self.tokens[:kept], *self.ears.processor.tokens(rest + self.dialect.begin)]
+        self.binding, self.calling, self.finish = self.constraint, True, "tool_calls"
+
+    def _sure(self) -> str:
+        """The text up to where a stop or a call may be beginning, a character is not whole, or only space follows."""
+        if self.calling or self.stopped:
+            return self.text.rstrip()
+        marks = [*self.options.stops, *([self.dialect.trigger] if self.callable else [])]
+        longest = max((n for m in marks for n in range(1, len(m)) if self.text.endswith(m[:n])), default=0)
+        return self.text[: len(self.text) - longest].rstrip("\ufffd").rstrip()
