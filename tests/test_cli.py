@@ -85,7 +85,7 @@ def shell(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         ("transcribe {wav} --batch-size 0", 2, "--batch-size: invalid positive int value: '0'"),
         ("transcribe {wav} --batch-size x", 2, "--batch-size: invalid positive int value: 'x'"),
         ("evaluate", 2, "--data"),
-        ("evaluate --data x --suite mmlu", 2, "invalid choice: 'mmlu'"),
+        ("evaluate --data x --suite mmlu", 2, "--suite mmlu: there are asr"),
         ("evaluate --data fotak:test", 1, "fotak:test: no such source; did you mean 'fotaq'?"),
         ("evaluate --data {tmp}/absent.jsonl", 1, "absent.jsonl: no such manifest"),
         ("transcribe {tmp}/absent.wav", 1, "absent.wav: no such file"),

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..errors import AudioError, DataError, UsageError
 from . import predictions, scoring
-from .asr import OWN, compare
+from .collect import OWN
+from .compare import compare
 from .page import page, row, section, table
 from .predictions import Row
 
