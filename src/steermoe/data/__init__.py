@@ -32,6 +32,7 @@ SOURCES: dict[str, Source] = {
     "fotaq": _source("fotaq", "train"),
     "asterisk": _source("asterisk", "test"),
     "librivox": _source("librivox", "test"),
+    "questions": _source("questions", "test"),
     "synth": _source("synth", "train"),
 }
 

@@ -77,8 +77,9 @@ def _listener(arguments: Any) -> Listener:
 
     if arguments.model is None:
         raise UsageError(f"--endpoint {arguments.endpoint}: needs --model NAME, as the server calls it")
-    if arguments.no_steering:
-        raise UsageError("--no-steering: a server's steering cannot be switched off from here")
+    for flag in ("no_steering", "baseline"):
+        if getattr(arguments, flag):
+            raise UsageError(f"--{flag.replace('_', '-')} looks inside the model, which a server does not show")
     return Endpoint(arguments.endpoint, arguments.model, parallel=arguments.batch_size)
 
 
