@@ -33,6 +33,7 @@ SOURCES: dict[str, Source] = {
     "asterisk": _source("asterisk", "test"),
     "librivox": _source("librivox", "test"),
     "questions": _source("questions", "test"),
+    "sounds": _source("sounds", "train"),
     "synth": _source("synth", "train"),
 }
 
