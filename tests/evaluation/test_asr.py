@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from steermoe.data import Example
-from steermoe.errors import AudioError, DataError, SteerMoEError, UsageError
+from steermoe.errors import DataError, SteerMoEError, UsageError
 from steermoe.evaluation import collect, compare, evaluate_asr
 
 TEXTS = ["red green blue", "black white", "cat dog horse cow", "tree", "sun moon"]

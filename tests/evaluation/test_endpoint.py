@@ -98,14 +98,20 @@ def test_asr_and_questions_over_http(server: Any, clips: list[Example]) -> None:
     assert suite("aqa")(who, Options(clips, "mine"))["n"] == 3
 
 
-def test_a_server_that_stumbles_is_asked_again_and_one_that_is_broken_ends_it(server: Any, clips: list[Example]) -> None:
+def test_a_server_that_stumbles_is_asked_again_and_one_that_is_broken_ends_it(
+    server: Any, clips: list[Example]
+) -> None:
     who = Endpoint(server.url, "m", parallel=1)
     server.broken = [(503, "busy"), (429, "slow down")]
     assert suite("asr")(who, Options(clips, "mine"))["metrics"]["wer"] == 0
     server.broken = [(500, "no <b>luck</b>")] * 3
     with pytest.raises(SteerMoEError, match=r"audio/transcriptions: 500 no <b>luck"):
         suite("asr")(who, Options(clips, "mine"))
-    for problem, words in (((401, "who are you?"), "401 who"), ((200, "{}"), "has no text"), ((200, "<html>"), "no JSON")):
+    for problem, words in (
+        ((401, "who are you?"), "401 who"),
+        ((200, "{}"), "has no text"),
+        ((200, "<html>"), "no JSON"),
+    ):
         server.broken = [problem] * 3
         with pytest.raises(SteerMoEError, match=words):
             suite("asr")(who, Options(clips, "mine"))

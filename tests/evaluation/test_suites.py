@@ -166,7 +166,11 @@ def test_two_answering_runs_are_compared(clips: list[Example], tmp_path: Path) -
     after = suite("aqa")(Knowing(), Options(known, "mine", out=tmp_path / "b"))
     assert before["metrics"]["accuracy"] == 0 and after["metrics"]["accuracy"] == after["metrics"]["any"] == 1
     assert after["metrics"]["annotators"] == pytest.approx(2 / 3)
-    assert {kind: part["n"] for kind, part in after["groups"].items()} == {"choice": 1, "single word": 3, "yes or no": 2}
+    assert {kind: part["n"] for kind, part in after["groups"].items()} == {
+        "choice": 1,
+        "single word": 3,
+        "yes or no": 2,
+    }
     found = compare_runs(tmp_path / "a", tmp_path / "b")
     assert (found["before"], found["after"], found["n"], found["measure"]) == (1, 0, 6, "wrong answers")
     assert found["p_value"] < 0.01 and found["interval"] == [-1, -1]
@@ -260,7 +264,11 @@ def mangled(folder: Path, count: int) -> list[Example]:
     found = []
     for i in range(count):
         rng = np.random.default_rng(i)
-        seconds = rng.choice([0, 0.0001, 0.02, rng.uniform(0.05, 0.3), rng.uniform(0, 0.8)]) if i % 120 else rng.uniform(60, 120)
+        seconds = (
+            rng.choice([0, 0.0001, 0.02, rng.uniform(0.05, 0.3), rng.uniform(0, 0.8)])
+            if i % 120
+            else rng.uniform(60, 120)
+        )
         rate = int(rng.choice([2_000, 8_000, 11_025, 16_000, 44_100, 96_000] if i % 120 else [8_000]))
         shape = (int(seconds * rate), int(rng.choice([1, 2, 3, 8] if i % 120 else [1])))
         kind = rng.choice(["noise", "silence", "clipped", "nan", "constant", "click", "tone", "infinite"])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe.evaluation import scoring
-from steermoe.evaluation.scoring import count_words, normalizer
+from steermoe.evaluation.scoring import normalizer
 
 # normalizer, reference, hypothesis, errors in words, reference words (after the normalizer)
 TRICKY = [
@@ -78,7 +78,9 @@ def distance(a: list[str] | str, b: list[str] | str) -> int:
     return row[-1]
 
 
-TEXTS = st.lists(st.sampled_from(["a", "b", "cat", "Dog", "über", "21", "今天", "it's", "don't."]), max_size=8).map(" ".join)
+TEXTS = st.lists(st.sampled_from(["a", "b", "cat", "Dog", "über", "21", "今天", "it's", "don't."]), max_size=8).map(
+    " ".join
+)
 
 
 @settings(max_examples=80, deadline=None)

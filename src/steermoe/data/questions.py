@@ -78,7 +78,9 @@ def rows() -> list[dict[str, Any]]:
     ]
     told += [{"prompt": q, "text": a, "kind": "arithmetic"} for q, a in ARITHMETIC]
     told += [{"prompt": q, "text": a, "kind": "instruction"} for q, a in INSTRUCTIONS]
-    return [{"id": f"{row['kind']}-{i + 1:02}", "speaker": HELD_OUT[i % len(HELD_OUT)], **row} for i, row in enumerate(told)]
+    return [
+        {"id": f"{row['kind']}-{i + 1:02}", "speaker": HELD_OUT[i % len(HELD_OUT)], **row} for i, row in enumerate(told)
+    ]
 
 
 def load(split: str = "test", root: Path | None = None) -> list[Example]:

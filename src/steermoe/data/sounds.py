@@ -58,7 +58,9 @@ class Sound:
 def sounds() -> tuple[Sound, ...]:
     """All recordings of ``sounds.tsv``."""
     lines = [line.split("\t") for line in TABLE.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
-    return tuple(Sound(label, side, package, file) for label, side, package, files in lines for file in files.split(","))
+    return tuple(
+        Sound(label, side, package, file) for label, side, package, files in lines for file in files.split(",")
+    )
 
 
 def load(split: str = "train", root: Path | None = None) -> list[Example]:

@@ -61,7 +61,9 @@ def _check(examples: Sequence[Example], data: str) -> None:
             if value is not None and not told:
                 raise DataError(f"{data}: clip {example.id}: {key}: {value!r} is no list of texts")
         if choices and sum(plain(choice) == plain(example.text) for choice in choices) != 1:
-            raise DataError(f"{data}: clip {example.id}: the answer {example.text!r} is not one of its choices {choices}")
+            raise DataError(
+                f"{data}: clip {example.id}: the answer {example.text!r} is not one of its choices {choices}"
+            )
         if not any(plain(answer) for answer in answers or [example.text]):
             raise DataError(f"{data}: clip {example.id}: its answer is empty")
 
@@ -98,7 +100,9 @@ def is_right(row: Row, answer: str) -> bool:
 
 def protocol(rows: Sequence[Row]) -> dict[str, float | None]:
     """Clotho-AQA's ways to count, over the open questions; None where there are none."""
-    judged = [(row, [plain(a) for a in row.get("answers") or [row["reference"]]]) for row in rows if not row.get("choices")]
+    judged = [
+        (row, [plain(a) for a in row.get("answers") or [row["reference"]]]) for row in rows if not row.get("choices")
+    ]
     agreed = [(row, said) for row, said in judged if len(set(said)) == 1]
     return {
         "any": grading.mean([exact(row[OWN], said) for row, said in judged]),

@@ -34,7 +34,9 @@ def breakdown(name: str, rows: Sequence[Row], normalizer: str) -> str:
         lines.append(row(column, [f"{number:,}" for number in scoring.edits(counts).values()]))
     if not lines:
         return ""
-    edits = table(f"{name}: words, after the normalizer {normalizer}.", ["", "Right", "Replaced", "Left out", "Invented"], lines)
+    edits = table(
+        f"{name}: words, after the normalizer {normalizer}.", ["", "Right", "Replaced", "Left out", "Invented"], lines
+    )
     counts = scoring.count_words(said, [normalize(r[OWN]) for r in heard])
     edges = (0.0, *SECONDS, float("inf"))
     spans = [int(np.searchsorted(SECONDS, r["duration"], side="right")) for r in heard]
@@ -82,7 +84,9 @@ def answers(runs: Sequence[Run], name: Callable[[Run], str]) -> str:
 def _accuracy(name: str, found: Mapping[str, Any], kind: str) -> str:
     low, high = found["interval"]
     speed = f"{found['rtfx']:.1f} x" if found.get("rtfx") else "–"
-    return row(name, [f"{found['n']:,}", percent(found["accuracy"]), f"{100 * low:.1f} to {100 * high:.1f} %", speed], kind)
+    return row(
+        name, [f"{found['n']:,}", percent(found["accuracy"]), f"{100 * low:.1f} to {100 * high:.1f} %", speed], kind
+    )
 
 
 def _about(run: Run, name: Callable[[Run], str]) -> str:

@@ -205,9 +205,7 @@ def _ask(
             print(f"warning: clip {row['id']} was not heard: {row['error']}", file=sys.stderr)
 
 
-def _ask_batch(
-    batch: Sequence[Example], systems: Sequence[System], done: dict[str, Row], data: str
-) -> list[Row]:
+def _ask_batch(batch: Sequence[Example], systems: Sequence[System], done: dict[str, Row], data: str) -> list[Row]:
     rows, heard = [], []
     for example in batch:
         row = done.get(example.id) or _row(example, data)

@@ -51,7 +51,9 @@ class Endpoint:
     def transcribe(self, clips: Clips) -> list[str]:
         def one(clip: np.ndarray) -> str:
             form = {"model": self.model, "response_format": "json", "temperature": "0"}
-            answer = self._post("/audio/transcriptions", data=form, files={"file": ("clip.wav", wav(clip), "audio/wav")})
+            answer = self._post(
+                "/audio/transcriptions", data=form, files={"file": ("clip.wav", wav(clip), "audio/wav")}
+            )
             return _text(answer, "text")
 
         return self._each(one, clips)

@@ -54,7 +54,11 @@ def choice_of(answer: str, choices: Sequence[str]) -> int | None:
 def names_only(answer: str, gold: str, others: Sequence[str]) -> bool:
     """Whether ``answer`` has the words of ``gold`` in a row and those of none of ``others`` (all after ``plain``)."""
     said = f" {plain(answer)} "
-    return bool(plain(gold)) and f" {plain(gold)} " in said and not any(f" {plain(o)} " in said for o in others if plain(o))
+    return (
+        bool(plain(gold))
+        and f" {plain(gold)} " in said
+        and not any(f" {plain(o)} " in said for o in others if plain(o))
+    )
 
 
 def accuracy(right: Sequence[bool]) -> dict[str, Any]:

@@ -37,9 +37,7 @@ for (const table of document.querySelectorAll("table")) {
 }
 """
 _DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-POLICY = (
-    f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
-)
+POLICY = f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
 
 # The word colours are Okabe and Ito's, darkened or lightened for contrast; each kind has its own shape too.
 STYLE = """

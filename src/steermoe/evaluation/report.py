@@ -294,7 +294,9 @@ def _wrong(name: str, rows: Sequence[Row], players: Players) -> str:
         facts = "".join(
             f"<dt>{escape(key)}</dt><dd>{escape(str(text)) or '<i>nothing</i>'}</dd>" for key, text in texts.items()
         )
-        items.append(f'<li><div class="head"><h3>{escape(row_["id"])}</h3></div>{players.of(row_)}<dl>{facts}</dl></li>')
+        items.append(
+            f'<li><div class="head"><h3>{escape(row_["id"])}</h3></div>{players.of(row_)}<dl>{facts}</dl></li>'
+        )
     note = f'<p class="soft">{escape(name)}: the first of {len(lost):,}.</p>'
     return section("Wrong answers", f'{note}<ol class="clips">{"".join(items)}</ol>') if items else ""
 

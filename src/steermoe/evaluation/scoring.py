@@ -263,7 +263,9 @@ def score(references: Sequence[str], hypotheses: Sequence[str], normalizer_name:
     pairs = [(normalize(said), normalize(heard)) for said, heard in zip(references, hypotheses, strict=True)]
     kept = [pair for raw, pair in zip(references, pairs, strict=True) if pair[0].strip() or not raw.strip()]
     said, heard = [pair[0] for pair in kept], [pair[1] for pair in kept]
-    written = [[text.replace(" ", "") if normalizer_name == "chinese" else text for text in side] for side in (said, heard)]
+    written = [
+        [text.replace(" ", "") if normalizer_name == "chinese" else text for text in side] for side in (said, heard)
+    ]
     return Score(
         words=count_words(said, heard),
         characters=count_characters(*written),
