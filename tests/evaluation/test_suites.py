@@ -296,7 +296,7 @@ def mangled(folder: Path, count: int) -> list[Example]:
 
 @pytest.mark.parametrize("name", ["asr", "aqa", "gap", "robustness"])
 def test_two_hundred_mangled_inputs_are_each_scored_or_listed(
-    name: str, ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, make: Callable[..., Ears], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = mangled(tmp_path, 200)
     if name == "gap":
@@ -304,7 +304,7 @@ def test_two_hundred_mangled_inputs_are_each_scored_or_listed(
     monkeypatch.setattr("steermoe.evaluation.listener.MAX_ANSWER", 3)
     some = {key: CONDITIONS[key] for key in ("noise 10 dB", "speed 1.1", "telephone")}
     monkeypatch.setattr("steermoe.evaluation.robustness.CONDITIONS", some)
-    result = suite(name)(Cascade(ears), Options(inputs, "mangled", batch_size=16, out=tmp_path / "out"))
+    result = suite(name)(Cascade(make(readings=1)), Options(inputs, "mangled", batch_size=16, out=tmp_path / "out"))
     rows = predictions.read_finished(tmp_path / "out" / "predictions.jsonl")
     assert [row["id"] for row in rows] == [example.id for example in inputs]
     assert all(("error" in row) != ("hypothesis" in row and bool(row["by"])) for row in rows)
