@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     from ..data import Example
     from .listener import Listener
 
-# The set a suite is run on where none is named: None if one must be, "" if it has no use for any.
-SUITES: dict[str, str | None] = {
-    "asr": None,  # word error rates of a transcriber
-    "aqa": None,  # questions about audio, answered right or wrong
-    "gap": "questions:test",  # the same questions as text, as speech and through a transcript
-    "robustness": None,  # asr under noise, speeds, rooms, telephone and gain
-    "text": "",  # proof that text behaviour is untouched
+
+@dataclass(frozen=True)
+class Suite:
+    """``data``: what it is run on where nothing is named, None if something must be. ``examples``: whether that is a source
+    or manifest of examples; a suite without brings, or loads, its own tasks."""
+
+    data: str | None
+    examples: bool = True
+
+
+SUITES = {
+    "asr": Suite(None),  # word error rates of a transcriber
+    "aqa": Suite(None),  # questions about audio, answered right or wrong
+    "gap": Suite("questions:test"),  # the same questions as text, as speech and through a transcript
+    "robustness": Suite(None),  # asr under noise, speeds, rooms, telephone and gain
+    "text": Suite("", examples=False),  # proof that text behaviour is untouched
 }
 
 
@@ -31,6 +40,8 @@ class Options:
 
     examples: Sequence[Example] = ()
     data: str = ""
+    root: Path | None = None
+    limit: int | None = None
     normalizer: str = "english"
     batch_size: int = 8
     baseline: bool = False
@@ -50,10 +61,10 @@ def examples_for(
 
     if name not in SUITES:
         raise UsageError(f"--suite {name}: there are {', '.join(SUITES)}")
-    if (data := data or SUITES[name]) is None:
+    if (data := data or SUITES[name].data) is None:
         raise UsageError(f"--suite {name} needs --data SOURCE: NAME[:SPLIT] or a manifest")
-    if not data:
-        return [], ""
+    if not SUITES[name].examples:
+        return [], data
     examples = load_source(data, root)
     return (examples, data) if limit is None else (examples[:limit], f"{data}[:{limit}]")
 
