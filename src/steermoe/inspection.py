@@ -105,7 +105,10 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
             lines.append(f"layer {layer + 1}: mean gates {shares}; entropy {entropy:.2f} of no choice at all")
         if out is not None:
             usage = out.with_name(f"{out.stem}-usage{out.suffix}")
-            drawn = {out: picture(ears, samples, title=Path(str(audio)).name), usage: plot_usage(routing, layers=layers)}
+            drawn = {
+                out: picture(ears, samples, title=Path(str(audio)).name),
+                usage: plot_usage(routing, layers=layers),
+            }
             for path, content in drawn.items():
                 scratch = path.with_name(f".{path.name}.part")
                 scratch.write_bytes(content)
