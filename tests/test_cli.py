@@ -85,7 +85,11 @@ def shell(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         ("transcribe {wav} --batch-size 0", 2, "--batch-size: invalid positive int value: '0'"),
         ("transcribe {wav} --batch-size x", 2, "--batch-size: invalid positive int value: 'x'"),
         ("evaluate", 2, "--data"),
-        ("evaluate --data x --suite mmlu", 2, "invalid choice: 'mmlu'"),
+        ("evaluate --data x --suite mmlu", 2, "--suite mmlu: there are asr"),
+        ("evaluate --data {wav} --shard 1/2", 2, "--shard 1/2: needs --out"),
+        ("evaluate --data {wav} --shard 3/2 --out x", 2, "--shard 3/2: give part and parts"),
+        ("evaluate --data {wav} --against x", 2, "--against x: needs --out"),
+        ("compare {tmp} {tmp}", 1, "no finished run"),
         ("evaluate --data fotak:test", 1, "fotak:test: no such source; did you mean 'fotaq'?"),
         ("evaluate --data {tmp}/absent.jsonl", 1, "absent.jsonl: no such manifest"),
         ("transcribe {tmp}/absent.wav", 1, "absent.wav: no such file"),
@@ -149,7 +153,7 @@ def test_help_is_instant_and_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    for command in ("fetch", "train", "evaluate", "transcribe", "chat", "inspect", "quickstart"):
+    for command in ("fetch", "train", "evaluate", "compare", "transcribe", "chat", "inspect", "quickstart"):
         assert re.search(rf"^    {command}\b", done.stdout, re.M)
     # Time of its own, which a busy machine does not change.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
@@ -227,6 +231,21 @@ def test_evaluate(run: Run, adapter: Path, manifest: Path, tmp_path: Path) -> No
     assert code == 0 and value["suite"] == "asr" and value["n"] == 3 and value["data"].endswith("clips.jsonl[:3]")
     assert {"wer", "cer", "wer_raw", "cer_raw"} <= set(value["metrics"]) and len(value["interval"]["wer"]) == 2
     assert (tmp_path / "o" / "predictions.jsonl").read_text().count("\n") == 3
+    same = ("evaluate", "--data", manifest, "--limit", 3, "--adapter", adapter)
+    for part in ("1/2", "2/2"):
+        assert run(*same, "--shard", part, "--out", tmp_path / "p")[0] == 0
+    code, out, _ = run(*same, "--out", tmp_path / "p", "--against", tmp_path / "o", "--json")
+    merged = json.loads(out[-1])
+    assert merged["metrics"] == value["metrics"] and merged["against"]["difference"] == 0
+    code, out, _ = run("compare", tmp_path / "o", tmp_path / "p", "--out", tmp_path / "both.html")
+    assert code == 0 and "difference +0.00 points" in out[-1] and "p = 1.000" in out[-1]
+    assert "Before and after" in (tmp_path / "both.html").read_text()
+
+
+def test_evaluate_over_http_needs_a_model_name(run: Run, wav: Path) -> None:
+    for argv, words in (("--endpoint http://x/v1", "needs --model"), ("--model m", "is the name at an --endpoint")):
+        code, _, err = run("evaluate", "--suite", "text", *argv.split())
+        assert code == 2 and words in err[-1]
 
 
 def test_inspect(run: Run, adapter: Path, wav: Path, tmp_path: Path) -> None:
@@ -234,7 +253,9 @@ def test_inspect(run: Run, adapter: Path, wav: Path, tmp_path: Path) -> None:
     value = json.loads(out[-1])
     assert code == 0 and len(value["scales"]) == 2
     assert value["trained"] == sum(n for k, n in value["parameters"].items() if not k.startswith("frozen"))
-    assert (tmp_path / "gates.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("gates.png", "gates-usage.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert all(start < end for start, end, _ in value["words"])
 
 
 def test_train(run: Run, recipe_file: Path, recipe: dict[str, Any], wav: Path) -> None:

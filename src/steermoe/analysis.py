@@ -73,9 +73,12 @@ def plot_gates(
     *,
     frame_rate: float = FRAME_RATE,
     layers: Sequence[int] | None = None,
+    words: Sequence[tuple[float, float, str]] = (),
     dark: bool = False,
 ) -> bytes:
     """The log-mel spectrogram (80, T') on top and, below on the same seconds, one strip per layer of all experts.
+
+    ``words``: (start, end, text) of what was read, printed between the two.
 
     A strip's colour is the gate, on a square-root scale (most gates are small) that ends at the largest gate
     anywhere; 1/N, no choice, is marked on its bar. ``scales``: the layers' learned alphas, printed beside the strips.
@@ -88,7 +91,7 @@ def plot_gates(
         raise UsageError(f"{len(scales)} layer scales for the gates of {len(arrays)} layers; give one for each")
     experts, seconds = arrays[0].shape[1], max(len(gate) for gate in arrays) / frame_rate
     strip = min(0.62, max(0.26, 9.0 / len(arrays)))  # inches
-    heights = ([1.5] if mel is not None else []) + [strip] * len(arrays)
+    heights = ([1.5] if mel is not None else []) + ([0.3] if words else []) + [strip] * len(arrays)
     top, bottom, gap = (0.55 if title else 0.2), 0.55, 0.07
     size = (10.0, sum(heights) + gap * len(heights) + top + bottom)
     figure, ink = _figure(size, dark)
@@ -106,6 +109,15 @@ def plot_gates(
                     vmin=max(floor, float(np.min(mel))), extent=(0, mel.shape[1] / MEL_RATE, 0, len(mel)))  # fmt: skip
         axis.set_ylabel("mel band", fontsize=8, color=ink)
         axis.set_yticks([0, len(mel)])
+        axes.append(axis)
+    if words:
+        axis = figure.add_subplot(grid[len(axes), 0])
+        for number, (start, end, word) in enumerate(words):
+            axis.text((start + end) / 2, 0.3 + 0.4 * (number % 2), word, ha="center", va="center", fontsize=7, color=ink,
+                      clip_on=True)  # fmt: skip
+        axis.set_ylabel("read", rotation=0, ha="right", va="center", fontsize=7.5, color=ink)
+        axis.yaxis.set_label_coords(-0.022, 0.5)
+        axis.set_yticks([])
         axes.append(axis)
     top_gate = max(float(gate.max()) for gate in arrays)
     norm = PowerNorm(0.5, vmin=0, vmax=top_gate)
@@ -136,11 +148,14 @@ def plot_gates(
     return _png(figure)
 
 
-def plot_usage(stats: Mapping[str, Any], *, dark: bool = False) -> bytes:
-    """Mean gate of every expert in every layer, and beside it how much of a choice the router makes there."""
+def plot_usage(stats: Mapping[str, Any], *, layers: Sequence[int] | None = None, dark: bool = False) -> bytes:
+    """Mean gate of every expert in every layer, and beside it how much of a choice the router makes there.
+
+    ``layers``: as in ``plot_gates``.
+    """
     usage = np.asarray(stats["usage"])  # (L, N)
-    layers, experts = usage.shape
-    size = (2.9 + 0.62 * max(experts, 4) + 2.6, 1.25 + max(0.3 * layers, 1.2))
+    count, experts = usage.shape
+    size = (2.9 + 0.62 * max(experts, 4) + 2.6, 1.25 + max(0.3 * count, 1.2))
     figure, ink = _figure(size, dark)
     left, right = figure.subplots(1, 2, width_ratios=(0.62 * max(experts, 4), 2.2), sharey=True)
     figure.subplots_adjust(
@@ -153,11 +168,11 @@ def plot_usage(stats: Mapping[str, Any], *, dark: bool = False) -> bytes:
             expert, layer, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="black" if bright else "white"
         )
     left.set_xticks(range(experts), [str(i + 1) for i in range(experts)])
-    left.set_yticks(range(layers), [f"layer {i + 1}" for i in range(layers)])
+    left.set_yticks(range(count), [f"layer {(layers[i] if layers else i) + 1}" for i in range(count)])
     left.set_xlabel("expert", fontsize=9, color=ink)
     left.set_title("mean gate", fontsize=10, color=ink, loc="left")
     fraction = np.asarray(stats["entropy_fraction"])
-    right.barh(range(layers), fraction, color=DARK[0], height=0.7)
+    right.barh(range(count), fraction, color=DARK[0], height=0.7)
     for layer, value in enumerate(fraction):
         right.text(min(value, 0.98) - 0.02, layer, f"{value:.2f}", ha="right" if value > 0.2 else "left", va="center",
                    fontsize=7.5, color="black" if value > 0.2 else ink)  # fmt: skip

@@ -69,17 +69,25 @@ def _parser() -> argparse.ArgumentParser:
         "--init-from", metavar="ADAPTER", help="start from another adapter; of one for another LLM the steering is kept"
     )
 
-    sub = command("evaluate", "score an adapter on a test set", adapter=True)
-    sub.add_argument("--suite", default="asr", choices=["asr"])
-    sub.add_argument("--data", required=True, metavar="SOURCE", help="NAME[:SPLIT] or a manifest")
+    sub = command("evaluate", "score an adapter, or a server, on a test set", adapter=True)
+    sub.add_argument("--suite", default="asr", metavar="NAME", help="asr (default), aqa, gap, robustness, text ...")
+    sub.add_argument("--data", metavar="SOURCE", help="NAME[:SPLIT] or a manifest")
     sub.add_argument("--root", type=Path, help="folder of a source that is not fetched")
-    sub.add_argument("--normalizer", default="english", choices=["english", "basic", "none"])
+    sub.add_argument("--normalizer", default="english", choices=["english", "basic", "chinese", "none"])
     sub.add_argument("--batch-size", type=_positive, default=8)
     sub.add_argument("--baseline", action="store_true", help="also the frozen encoder's own decoder on the same clips")
     sub.add_argument("--heard", action="store_true", help="also the lexical projector's CTC text, without the LLM")
     sub.add_argument("--limit", type=_positive, help="only the first N clips (said in the result)")
     sub.add_argument("--no-steering", action="store_true", help="with the steering disabled")
     sub.add_argument("--out", type=Path, help="folder for predictions.jsonl, metrics.json and report.html")
+    sub.add_argument("--shard", metavar="I/N", help="every N-th clip; run again without it, same --out, to merge")
+    sub.add_argument("--against", type=Path, metavar="RUN", help="also compare with the run in this --out folder")
+    sub.add_argument("--endpoint", metavar="URL", help="measure an OpenAI-compatible server (its /v1) instead")
+    sub.add_argument("--model", metavar="NAME", help="what that server calls the model")
+
+    sub = command("compare", "do two runs over the same clips differ? paired bootstrap")
+    sub.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="--out folder of a `steermoe evaluate`")
+    sub.add_argument("--out", type=Path, metavar="HTML", help="also a report on both")
 
     sub = command("transcribe", "audio to text", adapter=True)
     sub.add_argument("audio", nargs="+", help="files; `-` reads stdin; a directory means the audio files in it")
@@ -203,20 +211,27 @@ def _train(arguments: argparse.Namespace) -> Any:
 
 def _evaluate(arguments: argparse.Namespace) -> Any:
     _quiet()
-    from .data import load_source
+    from .evaluation.run import evaluate, table
 
-    examples = load_source(arguments.data, arguments.root)
-    data = arguments.data
-    if arguments.limit is not None:
-        examples, data = examples[: arguments.limit], f"{arguments.data}[:{arguments.limit}]"
-    from .evaluation.run import evaluate
-
-    result = evaluate(arguments.adapter, examples, data, arguments)
+    result = evaluate(arguments)
     if not arguments.json:
-        from .evaluation.run import table
-
         print(table(result))
     return result
+
+
+def _compare(arguments: argparse.Namespace) -> Any:
+    from .evaluation.compare import as_text, compare_runs
+
+    value = compare_runs(*arguments.runs)
+    if arguments.out is not None:
+        from .evaluation import write_report
+        from .evaluation.predictions import read_run
+
+        runs = [read_run(folder) for folder in arguments.runs]
+        write_report(arguments.out, title="Two runs compared", runs=runs)
+    if not arguments.json:
+        print(as_text(value))
+    return value
 
 
 def _transcribe(arguments: argparse.Namespace) -> Any:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .analysis import plot_gates, routing_statistics
+from .analysis import plot_gates, plot_usage, routing_statistics
 from .audio import RATE, decode
 from .config import SteerMoEConfig
 from .errors import UsageError
 from .inference.ears import Ears, load
+from .lexical import LexicalProjector
 
 
 def parameters(ears: Ears) -> dict[str, int]:
@@ -43,10 +44,35 @@ def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndar
     return gates, np.asarray(heard["input_features"][0]), model.steering.scales.detach().tolist()
 
 
+@torch.inference_mode()
+def words_of(ears: Ears, samples: np.ndarray) -> list[tuple[float, float, str]]:
+    """What the lexical projector reads in the first window of ``samples``: (start, end, text) of each word, seconds.
+
+    Tokens that continue a word belong to it. [] for another projector, which reads no words.
+    """
+    model, projector = ears.model, ears.model.projector
+    if not isinstance(projector, LexicalProjector):
+        return []
+    inputs = ears.processor.features([samples[: int(model.frames.window * RATE)]])
+    features, lengths = (inputs[key].to(model.device) for key in ("input_features", "feature_lengths"))
+    logits, counts = projector.scores(*model.encode(features, lengths))
+    second = model.frames.rate / projector.kernel  # audio tokens
+    words: list[tuple[float, float, list[int]]] = []
+    for start, end, token in projector.segments(logits[0, : int(counts[0])]):
+        if words and not ears.processor.tokenizer.decode([token]).startswith(" "):
+            words[-1] = (words[-1][0], end / second, [*words[-1][2], token])
+        else:
+            words.append((start / second, end / second, [token]))
+    return [(start, end, ears.processor.tokenizer.decode(ids).strip()) for start, end, ids in words]
+
+
 def picture(ears: Ears, samples: np.ndarray, title: str = "", dark: bool = False) -> bytes:
-    """PNG: the spectrogram and, below it, every steered layer's gates."""
+    """PNG: the spectrogram, the words that are read in it and, below them, every steered layer's gates."""
     gates, mel, scales = gates_of(ears, samples)
-    return plot_gates(gates, mel, scales, title=title, layers=ears.model.steered_layers, dark=dark)
+    layers, words = ears.model.steered_layers, words_of(ears, samples)
+    return plot_gates(
+        gates, mel, scales, title, words=words, layers=layers, frame_rate=ears.model.frames.rate, dark=dark
+    )
 
 
 def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> dict[str, Any]:
@@ -71,18 +97,24 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
         value["seconds"], value["of"] = (round(min(s, len(samples) / RATE), 3) for s in (ears.model.frames.window, 1e9))
         if value["seconds"] < value["of"]:
             lines.append(f"routing of the first {value['seconds']:g} s of {value['of']:.1f} s, the encoder's window")
-        routing = value["routing"]
-        for layer, usage, entropy in zip(
-            ears.model.steered_layers, routing["usage"], routing["entropy_fraction"], strict=True
-        ):
-            shares = " ".join(f"{share:.2f}" for share in usage)
+        routing, layers = value["routing"], ears.model.steered_layers
+        value["words"] = [[round(start, 2), round(end, 2), word] for start, end, word in words_of(ears, samples)]
+        lines.append("read: " + " ".join(word for _, _, word in value["words"]))
+        for layer, shares_of, entropy in zip(layers, routing["usage"], routing["entropy_fraction"], strict=True):
+            shares = " ".join(f"{share:.2f}" for share in shares_of)
             lines.append(f"layer {layer + 1}: mean gates {shares}; entropy {entropy:.2f} of no choice at all")
         if out is not None:
-            scratch = out.with_name(f".{out.name}.part")
-            scratch.write_bytes(picture(ears, samples, title=str(audio)))
-            os.replace(scratch, out)
-            lines.append(f"picture: {out}")
-            value["picture"] = str(out)
+            usage = out.with_name(f"{out.stem}-usage{out.suffix}")
+            drawn = {
+                out: picture(ears, samples, title=Path(str(audio)).name),
+                usage: plot_usage(routing, layers=layers),
+            }
+            for path, content in drawn.items():
+                scratch = path.with_name(f".{path.name}.part")
+                scratch.write_bytes(content)
+                os.replace(scratch, path)
+            lines.append(f"pictures: {out} (gates over time), {usage} (experts' use)")
+            value["picture"], value["usage_picture"] = str(out), str(usage)
     value["text"] = "\n".join(lines)
     return value
 

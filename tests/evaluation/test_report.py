@@ -15,6 +15,7 @@ import soundfile
 from steermoe.data import Example
 from steermoe.errors import DataError, UsageError
 from steermoe.evaluation import evaluate_asr, write_report
+from steermoe.evaluation.page import SCRIPT
 from steermoe.evaluation.report import worst_clips
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20
@@ -79,7 +80,8 @@ def test_the_whole_report(run: dict[str, Any], tmp_path: Path) -> None:
     outline = Outline(text)
     assert outline.open == []
     assert outline.sources and all(source.startswith("data:") for source in outline.sources)
-    assert not re.search(r"https?:|url\(|@import|<script|<link", text)
+    assert not re.search(r"https?:|url\(|@import|<link", text)
+    assert text.count("<script") == 1 and f"<script>{SCRIPT}</script>" in text
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
     assert outline.count["audio"] == 10  # of eleven with errors, the worst
     assert outline.count["img"] == 2 + 2  # loss and wer, and the two pictures

@@ -43,7 +43,7 @@ def test_normalizers() -> None:
     assert scoring.normalizer("english")("Mr. Smith's colour, twenty-one!") == "mister smith is color 21"
     assert scoring.normalizer("basic")("Grüß  Gott, Welt!").strip() == "grüß gott welt"
     assert scoring.normalizer("none")(" A\n  b! ") == "A b!"
-    with pytest.raises(UsageError, match=r"'klingon'.*english, basic, none"):
+    with pytest.raises(UsageError, match=r"'klingon'.*english, basic, chinese, none"):
         scoring.normalizer("klingon")
 
 

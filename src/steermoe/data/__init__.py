@@ -32,6 +32,8 @@ SOURCES: dict[str, Source] = {
     "fotaq": _source("fotaq", "train"),
     "asterisk": _source("asterisk", "test"),
     "librivox": _source("librivox", "test"),
+    "questions": _source("questions", "test"),
+    "sounds": _source("sounds", "train"),
     "synth": _source("synth", "train"),
 }
 

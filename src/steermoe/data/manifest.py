@@ -1,14 +1,15 @@
 """Manifests: one JSON object a line, the way to bring any data set.
 
 Keys: ``audio`` (a path, relative to the manifest) and ``text``, and optionally ``duration``, ``start``, ``end``
-(seconds), ``prompt``, ``language``, ``speaker``, ``id``. Other keys are left alone: suites may read their own.
+(seconds), ``prompt``, ``language``, ``speaker``, ``id``. Other keys go into ``Example.more``: suites read their own.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Example:
     prompt: str | None = None
     start: float | None = None
     end: float | None = None
+    more: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def load(self) -> np.ndarray:
         """(N,) float32 mono at 16 kHz. Raises AudioError."""
@@ -97,7 +99,8 @@ def _example(line: str, where: str, folder: Path, id: str) -> Example:
     audio = folder / Path(row["audio"]).expanduser()
     if not audio.is_file():
         raise DataError(f"{where}: audio: no such file: {audio}")
-    return Example(audio=audio, text=row["text"], **fields)
+    known = {"audio", "text", *_NUMBERS, *_STRINGS}
+    return Example(audio=audio, text=row["text"], more={k: v for k, v in row.items() if k not in known}, **fields)
 
 
 def write_manifest(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -40,6 +40,18 @@ def read_finished(path: Path) -> list[Row]:
     return rows
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """The result of a finished `steermoe evaluate --out folder`, with ``label`` and the path of its ``predictions``.
+
+    Raises DataError where there is none.
+    """
+    try:
+        result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DataError(f"{folder}: no finished run; give the --out folder of a `steermoe evaluate`") from None
+    return {**result, "label": str(folder), "predictions": folder / "predictions.jsonl"}
+
+
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Whole lines in one write, on a line of their own even after a torn one."""
     path.parent.mkdir(parents=True, exist_ok=True)

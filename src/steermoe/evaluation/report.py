@@ -1,4 +1,4 @@
-"""One HTML file that shows a run: rates, curves, gates, and the worst clips to look at and listen to.
+"""One HTML file that shows runs of any suite: rates, curves, gates, and the worst clips to look at and listen to.
 
 It opens by a double click and fetches nothing: pictures and audio are inside it.
 """
@@ -15,13 +15,16 @@ from typing import Any
 
 from ..errors import AudioError, DataError, UsageError
 from . import predictions, scoring
-from .asr import OWN, compare
+from .breakdown import answers, breakdown, untouched
+from .collect import OWN
+from .compare import compare
 from .page import page, row, section, table
 from .predictions import Row
 
 WORST = 10
 LONGEST_PLAYER = 120.0  # seconds of audio that still go into the file
-METRICS = {"wer": "WER", "cer": "CER", "wer_raw": "WER, raw", "cer_raw": "CER, raw"}
+MOST_AUDIO = 8 << 20  # bytes of it in all
+METRICS = {"wer": "WER", "cer": "CER", "wer_raw": "WER, raw", "cer_raw": "CER, raw", "accuracy": "Accuracy"}
 Picture = tuple[str, bytes] | tuple[str, bytes, bytes]
 
 
@@ -44,18 +47,27 @@ def write_report(
     """
     if not runs:
         raise UsageError("a report needs at least one run; pass the results of evaluate_asr")
+    rated, judged, proved = (
+        [run for run in runs if key in run["metrics"]] for key in ("wer", "accuracy", "logits_equal")
+    )
     last = runs[-1]
-    parts = [_tiles(last), section("Error rates", _rates(runs)), *_comparisons(runs)]
+    parts = [_tiles(last)]
+    parts += [section("Error rates", _rates(rated))] if rated else []
+    parts += [section("Answers", answers(judged, _name))] if judged else []
+    parts += [section("Text behaviour", untouched(proved, _name))] if proved else []
+    parts += _comparisons(runs)
     if curves is not None:
         parts.append(_training(curves))
     if pictures:
         parts.append(section("Routing", "\n".join(_figure(*picture, wide=True) for picture in pictures)))
-    if clips is None:
-        told = [run for run in runs if run.get("predictions")]
-        rows = predictions.read_finished(Path(told[-1]["predictions"])) if told else []
-        clips = worst_clips(rows, last["normalizer"])
+    told = [(run, predictions.read_finished(Path(run["predictions"]))) for run in runs if run.get("predictions")]
+    parts += [breakdown(_name(run), rows, run["normalizer"]) for run, rows in told if run in rated]
+    players = Players(MOST_AUDIO)
+    if clips is None and (mine := [(run, rows) for run, rows in told if run in rated]):
+        clips = worst_clips(mine[-1][1], mine[-1][0]["normalizer"])
     if clips:
-        parts.append(_clips(clips[:WORST], last["normalizer"]))
+        parts.append(_clips(clips[:WORST], rated[-1]["normalizer"] if rated else "none", players))
+    parts += [_wrong(_name(run), rows, players) for run, rows in told if run in judged]
     parts += [_unheard(runs), _provenance(runs)]
     predictions.replace(path, page(title, _header(title, runs), "\n".join(filter(None, parts))))
     return path
@@ -96,13 +108,22 @@ def _header(title: str, runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tiles(run: Mapping[str, Any]) -> str:
+    metrics = run["metrics"]
+    if "wer" not in metrics:
+        tiles = [(METRICS.get(key, key.replace("_", " ")), _percent(value), "") for key, value in metrics.items()][:4]
+        return _as_tiles(tiles)
     low, high = run["interval"]["wer"]
     tiles = [("WER", _percent(run["metrics"]["wer"]), f"95 % interval {_percent(low)} to {_percent(high)}"),
              ("CER", _percent(run["metrics"]["cer"]), f"normalizer: {run['normalizer']}")]  # fmt: skip
     if run.get("baseline"):
         tiles.append(("Baseline WER", _percent(run["baseline"]["wer"]), str(run["baseline"].get("name", ""))))
     if run.get("rtfx"):
-        tiles.append(("Speed", _speed(run["rtfx"]), "real time"))
+        waited = f"a batch in {run['latency']['median']:.2f} s, median" if run.get("latency") else "real time"
+        tiles.append(("Speed", _speed(run["rtfx"]), waited))
+    return _as_tiles(tiles)
+
+
+def _as_tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
     inner = "".join(
         f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(note)}</span></div>'
         for name, value, note in tiles
@@ -152,24 +173,28 @@ def _range(low: float, value: float, high: float, widest: float) -> str:
 def _comparisons(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for run in runs:
-        groups.setdefault((run.get("data"), run["n"], run["normalizer"]), []).append(run)
+        groups.setdefault((run.get("suite"), run.get("data"), run["n"], run.get("normalizer")), []).append(run)
     parts = []
-    for (data, _, normalizer), members in groups.items():
-        if len(members) < 2:
+    for (_, data, _, normalizer), members in groups.items():
+        if len(members) < 2 or not METRICS.keys() & members[0]["metrics"].keys():
             continue
         before, after = members[0], members[-1]
         rows = []
         for key, name in METRICS.items():
+            if key not in before["metrics"]:
+                continue
             old, new = before["metrics"][key], after["metrics"][key]
-            tone = "good" if new < old else "bad" if new > old else ""
+            better = new > old if key == "accuracy" else new < old
+            tone = "" if new == old else "good" if better else "bad"
             change = f"{100 * (new - old):+.1f} points" + (f" ({100 * (new - old) / old:+.0f} %)" if old else "")
             rows.append(row(name, [_percent(old), _percent(new), f'<span class="{tone}">{change}</span>']))
         text = table(f"{data or 'The same data'}, before and after; relative change in brackets.",
                      ["", escape(_name(before)), escape(_name(after)), "Change"], rows)  # fmt: skip
         if before.get("predictions") and after.get("predictions"):
-            tested = compare(Path(before["predictions"]), Path(after["predictions"]), normalizer)
-            text += (f'<p class="soft">Paired bootstrap over {tested["n"]:,} clips: the WERs differ with '
-                     f'p = {tested["p_value"]:.3f}.</p>')  # fmt: skip
+            tested = compare(Path(before["predictions"]), Path(after["predictions"]), normalizer or "none")
+            low, high = tested["interval"]
+            text += (f'<p class="soft">Paired bootstrap over {tested["n"]:,} clips: the errors change by '
+                     f'{100 * low:+.1f} to {100 * high:+.1f} points (95 %), p = {tested["p_value"]:.3f}.</p>')  # fmt: skip
         parts.append(section("Before and after", text))
     return parts
 
@@ -221,17 +246,17 @@ def _figure(caption: str, light: bytes, dark: bytes | None = None, *, wide: bool
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
-def _clips(clips: Sequence[Row], normalizer: str) -> str:
+def _clips(clips: Sequence[Row], normalizer: str, players: Players) -> str:
     note = (
         f'<p class="soft">Those with the most word errors, words as the normalizer ({escape(normalizer)}) leaves them.'
         '</p><div class="words" aria-hidden="true"><span class="s"><del>said</del><ins>heard</ins></span>'
         '<span class="d"><del>missed</del></span><span class="i"><ins>invented</ins></span></div>'
     )
-    items = "".join(f"<li>{_clip(clip, normalizer)}</li>" for clip in clips)
+    items = "".join(f"<li>{_clip(clip, normalizer, players)}</li>" for clip in clips)
     return section("Worst clips", f'{note}<ol class="clips">{items}</ol>')
 
 
-def _clip(clip: Row, normalizer: str) -> str:
+def _clip(clip: Row, normalizer: str, players: Players) -> str:
     normalize = scoring.normalizer(normalizer)
     pairs = scoring.align(normalize(clip["reference"]), normalize(clip[OWN]))
     wrong = sum(pair.kind != scoring.HITS for pair in pairs)
@@ -244,7 +269,7 @@ def _clip(clip: Row, normalizer: str) -> str:
         f"<dt>{escape(name)}</dt><dd>{escape(text) or '<i>nothing</i>'}</dd>" for name, text in texts.items()
     )
     return (
-        f'<div class="head"><h3>{escape(clip["id"])}</h3><span class="soft">{cost}</span></div>{_player(clip)}'
+        f'<div class="head"><h3>{escape(clip["id"])}</h3><span class="soft">{cost}</span></div>{players.of(clip)}'
         f'<div class="words" aria-hidden="true">{words}</div><dl>{facts}</dl>'
     )
 
@@ -259,22 +284,48 @@ def _word(pair: scoring.Pair) -> str:
     }[pair.kind]
 
 
-def _player(clip: Row) -> str:
-    import soundfile
+def _wrong(name: str, rows: Sequence[Row], players: Players) -> str:
+    """The first answers that are wrong, to listen to."""
+    lost = [row for row in rows if not row.get("right", {}).get(OWN, True)]
+    items = []
+    for row_ in lost[:WORST]:
+        texts = {"Asked": row_["question"], "Right": row_["reference"], "Answered": row_[OWN]}
+        texts |= {column: row_[column] for column in row_["by"] if column != OWN}
+        facts = "".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(str(text)) or '<i>nothing</i>'}</dd>" for key, text in texts.items()
+        )
+        items.append(
+            f'<li><div class="head"><h3>{escape(row_["id"])}</h3></div>{players.of(row_)}<dl>{facts}</dl></li>'
+        )
+    note = f'<p class="soft">{escape(name)}: the first of {len(lost):,}.</p>'
+    return section("Wrong answers", f'{note}<ol class="clips">{"".join(items)}</ol>') if items else ""
 
-    from ..audio import RATE, decode
 
-    try:
-        samples = decode(Path(clip["audio"]), start=clip.get("start"), end=clip.get("end"))
-    except (AudioError, OSError, KeyError):
-        return '<p class="soft">The audio is not on this machine.</p>'
-    if len(samples) > LONGEST_PLAYER * RATE:
-        return f'<p class="soft">{len(samples) / RATE:.0f} s of audio: too long to be kept in this file.</p>'
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, RATE, format="FLAC", subtype="PCM_16")
-    label = escape(f"Play {clip['id']}", quote=True)
-    source = _uri("audio/flac", buffer.getvalue())
-    return f'<audio controls preload="metadata" aria-label="{label}" src="{source}"></audio>'
+class Players:
+    """Audio elements with the clips inside, as long as ``budget`` bytes last."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+    def of(self, clip: Row) -> str:
+        import soundfile
+
+        from ..audio import RATE, decode
+
+        try:
+            samples = decode(Path(clip["audio"]), start=clip.get("start"), end=clip.get("end"))
+        except (AudioError, OSError, KeyError):
+            return '<p class="soft">The audio is not on this machine.</p>'
+        if len(samples) > LONGEST_PLAYER * RATE:
+            return f'<p class="soft">{len(samples) / RATE:.0f} s of audio: too long to be kept in this file.</p>'
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, RATE, format="FLAC", subtype="PCM_16")
+        if len(buffer.getvalue()) > self.budget:
+            return '<p class="soft">Left out: this file holds as much audio as it may.</p>'
+        self.budget -= len(buffer.getvalue())
+        label = escape(f"Play {clip['id']}", quote=True)
+        source = _uri("audio/flac", buffer.getvalue())
+        return f'<audio controls preload="metadata" aria-label="{label}" src="{source}"></audio>'
 
 
 def _unheard(runs: Sequence[Mapping[str, Any]]) -> str:

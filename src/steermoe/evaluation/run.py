@@ -1,29 +1,18 @@
-"""What `steermoe evaluate` calls: an adapter, a test set, the suite, a table and a report."""
+"""What `steermoe evaluate` calls: an adapter or a server, a suite, a table and a report."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from ..data import Example
+from ..errors import UsageError
 from ..inference.ears import Ears, load
 from .asr import evaluate_asr
-
-
-def adapter_digest(ears: Ears) -> str:
-    """SHA-256 over the adapter's settings and its tensors, by name."""
-    settings = {k: v for k, v in vars(ears.config).items() if k not in ("encoder", "llm")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(ears.model.adapter_state().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+from .collect import Shard
+from .listener import Adapter, Listener
+from .predictions import read_run
+from .suites import Options, examples_for, suite
 
 
 def evaluate_ears(
@@ -39,67 +28,101 @@ def evaluate_ears(
     out: Path | None = None,
 ) -> dict[str, Any]:
     """The asr suite for an adapter in memory; see ``evaluate_asr`` for what comes back."""
-    from .baseline import WhisperOwnDecoder
-
-    def written(batch: list[np.ndarray]) -> list[str]:
-        return list(ears.transcribe(batch, sampling_rate=16_000, batch_size=batch_size))
-
-    def read(batch: list[np.ndarray]) -> list[str]:
-        return list(ears.hear(batch, sampling_rate=16_000, batch_size=batch_size))
-
-    unsteered = ears.model.steering is not None and not steering
-    name = ears.adapter_name + (" without steering" if unsteered else "")
-    with ears.model.steering.disabled() if unsteered and ears.model.steering else nullcontext():
-        return evaluate_asr(
-            written,
-            examples,
-            normalizer=normalizer,
-            batch_size=batch_size,
-            out=out,
-            baseline=WhisperOwnDecoder(ears.config.encoder, device=str(ears.model.device)) if baseline else None,
-            columns={"heard": read} if heard else None,
-            data=data,
-            adapter=name,
-            fingerprint=adapter_digest(ears),
-        )
-
-
-def evaluate(adapter: str, examples: list[Example], data: str, arguments: Any) -> dict[str, Any]:
-    """As the command line asks; with ``--out`` also ``report.html``."""
-    ears = load(adapter)
-    result = evaluate_ears(
-        ears,
+    listener = Adapter(ears, batch_size, steering)
+    return evaluate_asr(
+        listener.transcribe,
         examples,
-        data,
-        normalizer=arguments.normalizer,
-        batch_size=arguments.batch_size,
-        baseline=arguments.baseline,
-        heard=arguments.heard,
-        steering=not arguments.no_steering,
-        out=arguments.out,
+        normalizer=normalizer,
+        batch_size=batch_size,
+        out=out,
+        baseline=listener.own_decoder() if baseline else None,
+        columns={"heard": listener.hear} if heard else None,
+        data=data,
+        adapter=listener.name,
+        fingerprint=listener.fingerprint,
+        about=listener.about(),
     )
-    if arguments.out is not None:
+
+
+def evaluate(arguments: Any) -> dict[str, Any]:
+    """As the command line asks; with ``--out`` also ``report.html``, with ``--against`` also the comparison."""
+    shard = Shard.parse(arguments.shard) if arguments.shard else None
+    if shard and arguments.out is None:
+        raise UsageError(f"--shard {shard}: needs --out, the folder in which the shards meet")
+    if arguments.against and arguments.out is None:
+        raise UsageError(f"--against {arguments.against}: needs --out, clips are compared one by one")
+    examples, data = examples_for(arguments.suite, arguments.data, arguments.root, arguments.limit)
+    names = ("root", "limit", "normalizer", "batch_size", "baseline", "heard", "out")
+    options = Options(examples, data, **{name: getattr(arguments, name) for name in names}, shard=shard)
+    result = suite(arguments.suite)(_listener(arguments), options)
+    if arguments.out is not None and not shard:
         from .report import write_report
 
-        run = {"label": adapter, "predictions": arguments.out / "predictions.jsonl", **result}
-        write_report(arguments.out / "report.html", title=f"{adapter} on {data}", runs=[run])
+        folders = [arguments.against, arguments.out] if arguments.against else [arguments.out]
+        title = f"{result['suite']}: {result['adapter']} on {result['data']}"
+        write_report(arguments.out / "report.html", title=title, runs=[read_run(folder) for folder in folders])
+    if arguments.against and not shard:
+        from .compare import compare_runs
+
+        result["against"] = compare_runs(arguments.against, arguments.out)
     return result
+
+
+def _listener(arguments: Any) -> Listener:
+    if arguments.endpoint is None:
+        if arguments.model is not None:
+            raise UsageError(f"--model {arguments.model}: is the name at an --endpoint; give an --adapter otherwise")
+        return Adapter(load(arguments.adapter), arguments.batch_size, not arguments.no_steering)
+    from .endpoint import Endpoint
+
+    if arguments.model is None:
+        raise UsageError(f"--endpoint {arguments.endpoint}: needs --model NAME, as the server calls it")
+    for flag in ("no_steering", "baseline"):
+        if getattr(arguments, flag):
+            raise UsageError(f"--{flag.replace('_', '-')} looks inside the model, which a server does not show")
+    return Endpoint(arguments.endpoint, arguments.model, parallel=arguments.batch_size)
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
-    low, high = result["interval"]["wer"]
+    made = f"{result['suite']}, {result['data']}: {result['n']} items"
+    if "wer" in result["metrics"]:
+        lines = [f"{made}, normaliser {result['normalizer']}", *_rates(result)]
+    else:
+        lines = [made, *_accuracies(result)]
+    failed = ", ".join(f"{name} {count}" for name, count in result.get("failures", {}).items())
+    lines.append(f"failures: {failed or 'none'}")
+    if result.get("rtfx"):
+        waited = result["latency"]
+        lines.append(
+            f"RTFx {result['rtfx']:.1f}; seconds until a batch was there: median {waited['median']:.2f}, "
+            f"95 % within {waited['p95']:.2f}"
+        )
+    if against := result.get("against"):
+        from .compare import as_text
+
+        lines.append(as_text(against))
+    return "\n".join(lines)
+
+
+def _rates(result: dict[str, Any]) -> list[str]:
     rows = [("written by the LLM", result["metrics"])]
-    rows += [(f"{name} (no LLM)", rates) for name, rates in (result.get("columns") or {}).items()]
+    rows += [(f"{name} (no LLM)" if name == "heard" else name, rates) for name, rates in result["columns"].items()]
     if result.get("baseline"):
         rows.append(("encoder's own decoder", result["baseline"]))
-    lines = [f"{result['data']}: {result['n']} clips, normaliser {result['normalizer']}"]
-    lines.append(f"{'':24}{'WER':>8}{'CER':>8}{'WER raw':>9}{'CER raw':>9}")
+    lines = [f"{'':24}{'WER':>8}{'CER':>8}{'WER raw':>9}{'CER raw':>9}"]
     for name, rates in rows:
-        cells = [rates.get(key) for key in ("wer", "cer", "wer_raw", "cer_raw")]
-        lines.append(
-            f"{name:24}"
-            + "".join(f"{c:>{w}.1%}" if c is not None else " " * w for c, w in zip(cells, (8, 8, 9, 9), strict=True))
-        )
-    lines.append(f"95 % interval of the first WER: {low:.1%} to {high:.1%}; RTFx {result['rtfx']:.1f}")
-    return "\n".join(lines)
+        cells = [(rates["wer"], 8), (rates["cer"], 8), (rates["wer_raw"], 9), (rates["cer_raw"], 9)]
+        lines.append(f"{name:24}" + "".join(f"{rate:>{width}.1%}" for rate, width in cells))
+    low, high = result["interval"]["wer"]
+    return [*lines, f"95 % interval of the first WER: {low:.1%} to {high:.1%}"]
+
+
+def _accuracies(result: dict[str, Any]) -> list[str]:
+    lines = [f"{name:32}{value:>8.1%}" for name, value in result["metrics"].items() if value is not None]
+    for name, part in result.get("groups", {}).items():
+        lines.append(f"  {name:30}{part['accuracy']:>8.1%}  of {part['n']}")
+    if "interval" in result:
+        low, high = result["interval"]["accuracy"]
+        lines.append(f"95 % interval of the accuracy: {low:.1%} to {high:.1%}")
+    return lines

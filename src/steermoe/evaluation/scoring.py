@@ -11,6 +11,8 @@ adds no reference words, and each word heard there is an insertion. One that onl
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,14 +23,18 @@ import numpy as np
 from ..errors import DataError, UsageError
 
 HITS, SUBSTITUTIONS, DELETIONS, INSERTIONS = range(4)
-NORMALIZERS = ("english", "basic", "none")
+NORMALIZERS = ("english", "basic", "chinese", "none")
 RESAMPLES = 1000
 _BLOCK = 1 << 22  # indices drawn at once, so that memory stays at some 100 MB whatever the size of the set
 
 
 @cache
 def normalizer(name: str) -> Callable[[str], str]:
-    """``english`` and ``basic`` are Whisper's own; ``none`` only evens out white space."""
+    """``english`` and ``basic`` are Whisper's own; ``none`` only evens out white space.
+
+    ``chinese``: full-width forms become plain ones, case and punctuation go, every Han character is a word of its own.
+    Simplified and traditional characters, and 三 and 3, stay different: a recogniser that is told one script writes it.
+    """
     if name == "english":
         from whisper_normalizer.english import EnglishTextNormalizer
 
@@ -39,9 +45,20 @@ def normalizer(name: str) -> Callable[[str], str]:
 
         basic: Callable[[str], str] = BasicTextNormalizer()
         return basic
+    if name == "chinese":
+        return _chinese
     if name == "none":
         return lambda text: " ".join(text.split())
     raise UsageError(f"normalizer {name!r} is unknown; choose one of {', '.join(NORMALIZERS)}")
+
+
+_HAN = re.compile(r"([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+
+
+def _chinese(text: str) -> str:
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    kept = "".join(" " if unicodedata.category(c)[0] in "PSZC" else c for c in plain)
+    return " ".join(_HAN.sub(r" \1 ", kept).split())
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,20 @@ def rate(counts: np.ndarray) -> float:
     return int(errors(counts).sum()) / total
 
 
+def edits(counts: np.ndarray) -> dict[str, int]:
+    """Words of the whole set that were right, replaced, left out and invented."""
+    names = ("hits", "substitutions", "deletions", "insertions")
+    return dict(zip(names, counts.sum(axis=0).tolist(), strict=True))
+
+
+def verdicts(right: Sequence[bool]) -> np.ndarray:
+    """Answers that are right or wrong as counts ``(n, 4)``: each is one hit or one substitution; accuracy is 1 - rate."""
+    counts = np.zeros((len(right), 4), dtype=np.int64)
+    counts[:, HITS] = np.asarray(right, dtype=bool)
+    counts[:, SUBSTITUTIONS] = ~np.asarray(right, dtype=bool)
+    return counts
+
+
 def _resampled(columns: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Sums of ``columns`` (n, C) over ``resamples`` draws of n utterances with replacement, ``(resamples, C)``."""
     rng, n = np.random.default_rng(seed), len(columns)
@@ -136,6 +167,16 @@ def interval(counts: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES
     sums = _resampled(np.stack([errors(counts), reference_lengths(counts)], axis=1), resamples, seed)
     rates = sums[:, 0] / np.maximum(sums[:, 1], 1)
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_interval(
+    a: np.ndarray, b: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of rate(b) - rate(a), both resampled by the same draws of utterances."""
+    sums = _resampled(np.stack([errors(b) - errors(a), reference_lengths(a)], axis=1), resamples, seed)
+    differences = sums[:, 0] / np.maximum(sums[:, 1], 1)
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -214,14 +255,20 @@ class Score:
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str], normalizer_name: str = "english") -> Score:
-    """Count everything once. Which references count where: see the module's text."""
+    """Count everything once. Which references count where: see the module's text.
+
+    Chinese characters are counted without the spaces that its normalizer sets.
+    """
     normalize = normalizer(normalizer_name)
     pairs = [(normalize(said), normalize(heard)) for said, heard in zip(references, hypotheses, strict=True)]
     kept = [pair for raw, pair in zip(references, pairs, strict=True) if pair[0].strip() or not raw.strip()]
     said, heard = [pair[0] for pair in kept], [pair[1] for pair in kept]
+    written = [
+        [text.replace(" ", "") if normalizer_name == "chinese" else text for text in side] for side in (said, heard)
+    ]
     return Score(
         words=count_words(said, heard),
-        characters=count_characters(said, heard),
+        characters=count_characters(*written),
         words_raw=count_words(references, hypotheses),
         characters_raw=count_characters(references, hypotheses),
         dropped=len(pairs) - len(kept),

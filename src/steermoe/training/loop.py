@@ -29,6 +29,7 @@ from ..encoders.attach import checkpointed
 from ..errors import DataError, SteerMoEError, UsageError
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import SteerMoEProcessor
+from .alarm import CollapseAlarm
 from .checkpoint import latest, restore, save_checkpoint
 from .kept import Entered
 from .objectives import Objectives, collate, copies, groups
@@ -241,7 +242,7 @@ class Trainer:
             when = "" if stage.keep_frames else first + within + batch  # what is kept must not depend on when it came
             return augment(clip, random.Random(f"{recipe.seed}/{example.id}/{when}"), recipe.data.max_clip_seconds)
 
-        loader = load_batches(examples, batches, load)
+        loader, alarm = load_batches(examples, batches, load), CollapseAlarm(model.steering)
         began = time.perf_counter()
         for loaded in loader:
             step = within + loaded.number
@@ -252,7 +253,10 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, stage)
             torch.manual_seed(rng.getrandbits(48))  # dropout, too, is a function of the step
-            losses = objectives(batch)
+            with alarm.watching(first + step + 1) as lines:
+                losses = objectives(batch)
+            for line in lines:
+                _say(line)
             accelerator.backward(losses["loss"])
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = accelerator.clip_grad_norm_(parameters, stage.clip)
