@@ -98,6 +98,9 @@ def build(kind: type[T], values: Any, where: str = "config") -> T:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
             raise UsageError(f"{where}: unknown key {key!r}{hint}")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{where}: {field.name} is missing")
     return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
@@ -108,7 +111,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
+        choices = [a for a in arguments if a is not type(None)]
+        return _value(
+            next((a for a in choices if dataclasses.is_dataclass(a) == isinstance(value, dict)), choices[0]),
+            value,
+            where,
+        )
     if origin is Literal:
         if value not in arguments:
             raise UsageError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}")

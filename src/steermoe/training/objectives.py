@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model import SteerMoEForConditionalGeneration
+from ..model import IGNORED, SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .recipe import Stage
 
@@ -29,17 +29,32 @@ class Objectives(nn.Module):
         super().__init__()
         self.model, self.weights, self.dropout = model, stage.objectives, stage.dropout
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """-> ``loss`` and each objective's own value."""
+    def counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """What each objective is a mean over: clips for `ctc`, labelled tokens for the others."""
+        labels = {"ce": batch.get("labels"), "copy": batch.get("copy", {}).get("labels")}
+        return {
+            name: len(batch["targets"]) if labels.get(name) is None else int((labels[name] != IGNORED).sum())
+            for name in self.weights
+        }
+
+    def forward(self, batch: dict[str, Any], totals: dict[str, float] | None = None) -> dict[str, Tensor]:
+        """-> ``loss`` and each objective's own value.
+
+        ``totals`` are the ``counts`` of all batches of the step, on all processes: values are then this batch's shares of
+        the step's, which add up to them.
+        """
         model, losses = self.model, {}
+        counts = self.counts(batch)
+        totals = totals or {name: float(count) for name, count in counts.items()}
         if "copy" in self.weights:
-            losses["copy"] = model(**batch["copy"], with_prompt=True).loss
+            losses["copy"] = model(**batch["copy"], with_prompt=True, num_items_in_batch=totals["copy"]).loss
         if "entered" in batch:
             h, lengths = batch["entered"]
             h, lengths = model.leave(h, lengths)
         if "ctc" in self.weights:
             projector: Any = model.projector
-            losses["ctc"] = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
+            mean = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
+            losses["ctc"] = mean * (counts["ctc"] / totals["ctc"])
         if "ce" in self.weights:
             audios = model.hear_frames(h, lengths, batch["audio_windows"])
             losses["ce"] = model(
@@ -48,6 +63,7 @@ class Objectives(nn.Module):
                 audios=audios,
                 labels=batch["labels"],
                 with_prompt=model.config.prompt_vectors > 0,
+                num_items_in_batch=totals["ce"],
             ).loss
         losses["loss"] = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
         return losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config import SteerMoEConfig, build
 from ..errors import UsageError
@@ -36,13 +36,18 @@ class Stage:
     """Parts that learn: steering, projector, prompt_vectors."""
     rates: Rates = field(default_factory=Rates)
     warmup: int = 50
-    """Steps of linear warm-up; then a cosine to `floor` of the rate."""
+    """Steps of linear warm-up; then `decay` brings the rate down to its share `floor`."""
+    decay: Literal["cosine", "linear"] = "cosine"
     floor: float = 0.02
     weight_decay: float = 0.0
     clip: float = 1.0
     """Largest gradient norm."""
     batch_seconds: float = 100.0
-    """Audio in one batch."""
+    """Audio in one batch, padding included."""
+    batch_clips: int | None = None
+    """The most clips in one batch; as many as `batch_seconds` hold when absent."""
+    accumulate: int = 1
+    """Batches of one step, one after the other; on several processes each takes so many."""
     negatives: int = 2000
     """Tokens, drawn anew each step, that `ctc` scores beside those spoken in the batch; 0: the whole vocabulary."""
     dropout: float = 0.0
@@ -66,6 +71,8 @@ class Stage:
                 f"steps={self.steps}, batch_seconds={self.batch_seconds}, negatives={self.negatives}: the first two "
                 "must be positive, the last not negative"
             )
+        if self.accumulate < 1 or (self.batch_clips is not None and self.batch_clips < 1):
+            raise UsageError(f"accumulate={self.accumulate}, batch_clips={self.batch_clips}: must be at least 1")
         if self.clip <= 0:
             raise UsageError(f"clip={self.clip}: the largest gradient norm must be positive; give .inf for no limit")
         if self.weight_decay < 0 or min(vars(self.rates).values()) < 0:
@@ -75,23 +82,54 @@ class Stage:
 
 
 @dataclass
+class Source:
+    """One of the training sources, where more than its name is to be said of it."""
+
+    source: str
+    """NAME[:SPLIT] or a manifest, as `steermoe evaluate --data` takes it."""
+    root: str | None = None
+    """The folder where it lies, if it is not fetched."""
+    weight: float = 1.0
+    """How often each of its clips is heard in an epoch."""
+    prompts: list[str] = field(default_factory=list)
+    """What `ce` and `distill` ask of its clips, drawn anew each time. {prompt} and {language} stand for the clip's own."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise UsageError(f"{self.source}: weight={self.weight:g}: must be above 0; leave the source out instead")
+
+
+@dataclass
 class Data:
     """What is heard."""
 
-    train: list[str] = field(default_factory=lambda: ["synth:train"])
-    """Sources (NAME[:SPLIT]) or manifests."""
+    train: list[str | Source] = field(default_factory=lambda: ["synth:train"])
+    """Sources (NAME[:SPLIT]) or manifests; or {source: ..., root: ..., weight: ..., prompts: [...]}."""
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    """By language (`en`, `zh`): what is asked of clips that have no prompt, nor does their source."""
     valid: str | None = None
+    valid_root: str | None = None
     valid_clips: int = 96
     min_words: int = 1
     max_clip_seconds: float = 30.0
     """Longer clips are left out, and counted."""
+    max_skipped: float = 0.01
+    """Clips that cannot be read are skipped and listed in `out`/skipped.jsonl; more than this share of them end the run."""
     augment: bool = False
     """Speed, microphone, room, band limits, noise and gain, drawn per clip and step."""
+    mask: bool = False
+    """Masks over stretches of time and frequency of the spectrogram, drawn per clip and step."""
+
+    @property
+    def sources(self) -> list[Source]:
+        return [Source(item) if isinstance(item, str) else item for item in self.train]
 
     def __post_init__(self) -> None:
         for name in ("valid_clips", "min_words"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.max_skipped < 1:
+            raise UsageError(f"max_skipped={self.max_skipped:g}: a share, at least 0 and below 1")
         if not self.train:
             raise UsageError("train: names no source, so there is nothing to hear")
 
@@ -123,6 +161,8 @@ class Recipe:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         if not self.stages:
             raise UsageError("stages: there is none, so nothing would be trained")
+        if self.data.mask and any(stage.keep_frames for stage in self.stages):
+            raise UsageError("data.mask draws anew each step, and keep_frames keeps what was drawn once: choose one")
         lexical = self.model.projector == "lexical"
         for stage in self.stages:
             hears = set(stage.trains) & ({"steering", "projector"} if self.model.steer else {"projector"})

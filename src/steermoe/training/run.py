@@ -46,7 +46,7 @@ def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] |
     """Numbers on a fixed draw of the validation source: WER of the text that is heard, and of what the LLM writes."""
     if recipe.data.valid is None:
         return None
-    clips = load_source(recipe.data.valid)
+    clips = load_source(recipe.data.valid, Path(recipe.data.valid_root) if recipe.data.valid_root else None)
     clips = random.Random(0).sample(clips, min(recipe.data.valid_clips, len(clips)))
     clips.sort(key=lambda clip: clip.duration or 0.0)
     audio, texts = [clip.load() for clip in clips], [clip.text for clip in clips]
