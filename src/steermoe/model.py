@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import variants
 from .config import SteerMoEConfig
 from .encoders import wrap
 from .encoders.attach import attach
 from .errors import UsageError
 from .lexical import LexicalProjector
 from .projector import LinearProjector, MLPProjector, Projected
-from .steering import Steering
 
 TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
 IGNORED = -100  # label value that no loss counts
@@ -46,15 +46,17 @@ def load_frames(config: SteerMoEConfig, dtype: torch.dtype | None = None) -> Any
 
 
 class SteerMoEForConditionalGeneration(nn.Module):
-    """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors``; all else is frozen.
+    """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors`` (and ``lora``); all else is frozen.
 
     ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM.
     """
 
-    ADAPTER = ("steering.", "projector.", "prompt_vectors")
+    ADAPTER = ("steering.", "projector.", "prompt_vectors", "lora.")
 
     def __init__(self, config: SteerMoEConfig, frames: Any, llm: Any) -> None:
         super().__init__()
+        # Before the encoder that holds its modules, too: the first name of a parameter is the one it is known by.
+        self.lora = variants.add_lora(frames, config.lora_rank) if config.lora_rank else None
         self.config, self.frames, self.llm = config, frames, llm
         embedding = llm.get_input_embeddings()
         table = embedding.weight
@@ -63,7 +65,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         layers = config.steer_layers if config.steer_layers is not None else list(range(len(frames.layers)))
         if layers and not -len(frames.layers) <= min(layers) <= max(layers) < len(frames.layers):
             raise UsageError(f"steer_layers={layers}: the encoder has {len(frames.layers)} layers, 0 is the first")
-        self.steering = Steering(len(layers), config.num_experts, frames.width, config.scale) if config.steer else None
+        self.steering = variants.make_steering(config, len(layers), frames.width) if config.steer else None
         kernel = config.kernel = config.kernel or max(1, round(frames.rate / TOKENS_A_SECOND))
         self.projector: LexicalProjector | LinearProjector | MLPProjector
         if config.projector == "lexical":
@@ -76,6 +78,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
             self.projector = MLPProjector(frames.out_width, llm_width, kernel)
         else:
             self.projector = LinearProjector(frames.out_width, llm_width, kernel, config.pooling)
+        if config.projector_experts > 1:
+            variants.mix_projector(self.projector, config.projector_experts)
         # Drawn from the table's own rows: vectors of a length the LLM is used to.
         start = table[torch.randint(len(table), (config.prompt_vectors,))].detach().float() * scale
         self.prompt_vectors = nn.Parameter(start)
@@ -83,6 +87,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
             raise UsageError(f"pool_before_norm: {config.encoder} has no final LayerNorm that could follow the pooling")
         self.frames.requires_grad_(False)
         self.llm.requires_grad_(False)
+        if self.lora is not None:
+            self.lora.requires_grad_(True)
         self.trained: dict[str, Any] = {}  # how, for the adapter's config
         self.attached = attach(frames.layers, self.steering, layers) if self.steering is not None else None
         self.train(False)
@@ -123,7 +129,9 @@ class SteerMoEForConditionalGeneration(nn.Module):
 
     @property
     def first_steered(self) -> int:
-        """Index of the first layer whose output is steered; below it nothing ever depends on what is trained."""
+        """Index of the first layer that is changed; below it nothing ever depends on what is trained."""
+        if self.lora is not None:
+            return 0
         return min(self.steered_layers, default=len(self.frames.layers))
 
     @property
@@ -134,7 +142,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
     @property
     def first_learning(self) -> int:
         """As ``first_steered``, but past all layers while the steering is not being trained."""
-        learns = self.steering is not None and any(p.requires_grad for p in self.steering.parameters())
+        learns = any(p.requires_grad for part in (self.steering, self.lora) if part for p in part.parameters())
         return self.first_steered if learns else len(self.frames.layers)
 
     def enter(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

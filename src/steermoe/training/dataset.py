@@ -58,10 +58,10 @@ class TrainingSet:
         return rng.choice(choice).replace("{prompt}", clip.prompt or "").replace("{language}", clip.language or "")
 
 
-def training_set(recipe: Recipe, examples: list[Example] | None = None) -> TrainingSet:
+def training_set(recipe: Recipe, examples: list[Example] | None = None, lost: Skipped | None = None) -> TrainingSet:
     """All training sources (or ``examples``), without clips that are too long or too short of words, or cannot be read.
 
-    Says how many it left out. Raises DataError where nothing is left, or too many cannot be read.
+    Says how many it left out, and lists in ``lost`` those that cannot be read. Raises DataError where nothing is left, or too many cannot be read.
     """
     sources = recipe.data.sources if examples is None else [Source("examples")]
     found = (
@@ -76,8 +76,8 @@ def training_set(recipe: Recipe, examples: list[Example] | None = None) -> Train
     names = ", ".join(source.source for source in sources)
     if not kept.clips:
         raise DataError(f"{names}: no clip of at most {limit:g} s and {words} words or more")
-    Path(recipe.out).mkdir(parents=True, exist_ok=True)
-    Skipped(Path(recipe.out) / "skipped.jsonl").add([(clips[i], why) for i, why in unreadable])
+    if lost is not None:
+        lost.add([(clips[i], why) for i, why in unreadable])
     left = len(clips) - len(kept.clips) - len(unreadable)
     say(
         f"training set: {len(kept.clips)} clips, {sum(kept.durations) / 3600:.2f} h; left out {left} (too long or too short)"

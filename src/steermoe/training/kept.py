@@ -121,7 +121,8 @@ def _fingerprint(model: SteerMoEForConditionalGeneration, note: str) -> str:
     """Of everything that the kept frames are a function of, but the clip."""
     told = {k: v for k, v in vars(model.config).items() if k in ("encoder", "encoder_layers", "pad_to_window")}
     digest = hashlib.sha256(json.dumps([told, model.first_learning, note]).encode())
-    if model.steering is not None and model.first_learning > model.first_steered:
-        for name, tensor in sorted(model.steering.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    if model.first_learning > model.first_steered:
+        for name, tensor in sorted(model.adapter_state().items()):
+            if name.startswith(("steering.", "lora.")):
+                digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

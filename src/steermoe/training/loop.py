@@ -94,7 +94,8 @@ class Trainer:
         check_stage(self.recipe, start, state["stage"])
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))
-        clips = training_set(self.recipe, examples)
+        self.lost = Skipped(self.out / ("skipped.jsonl" if self.rank == 0 else f"skipped-rank-{self.rank}.jsonl"))
+        clips = training_set(self.recipe, examples, self.lost)
         if checkpoint:
             restore(checkpoint, self.model, None)
         metrics = Metrics(self.out, start, sum(s.steps for s in self.recipe.stages), self.accelerator.is_main_process)
@@ -171,14 +172,13 @@ class Trainer:
         wanted = islice(order, (stage.steps - within) * stage.accumulate)
         loader = load_batches(clips.clips, wanted, load, max_skipped=recipe.data.max_skipped)
         loaded = iter(loader)
-        lost = Skipped(self.out / ("skipped.jsonl" if self.rank == 0 else f"skipped-rank-{self.rank}.jsonl"))
         began = time.perf_counter()
         for step in range(within, stage.steps):
             done, batches, seconds = first + step + 1, [], 0.0
             for batch in islice(loaded, stage.accumulate):
                 seconds += 0.0 if deaf else sum(clips.clips[i].duration or 0.0 for i in batch.indices)
                 batches.append(self._batch(clips, batch, stage, None if deaf else entered, when(batch.number)))
-            lost.add([(clips.clips[i], why) for i, why in loader.skipped])
+            self.lost.add([(clips.clips[i], why) for i, why in loader.skipped])
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, stage)
             losses = self._backward(objectives, batches)

@@ -57,7 +57,8 @@ class Skipped:
     """``skipped.jsonl``: the clips that could not be read, one a line, each once."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.said = path, set[str]()
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.path, self.said = path, {json.loads(line)["id"] for line in lines if line.endswith("}")}
 
     def add(self, clips: Sequence[tuple[Example, str]]) -> None:
         for clip, why in clips:

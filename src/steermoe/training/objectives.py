@@ -5,18 +5,21 @@
 ``copy``  the same loss where what it hears is text, with words dropped, doubled and swapped, to be written back
           as it stands: it teaches the prompt vectors of a lexical adapter to ask for a transcript, not for better
           prose, and needs no audio.
+``balance``  the gates' load-balancing term (variants.py), beside another.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import variants
 from ..model import IGNORED, SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .recipe import Stage
@@ -30,7 +33,7 @@ class Objectives(nn.Module):
         self.model, self.weights, self.dropout = model, stage.objectives, stage.dropout
 
     def counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """What each objective is a mean over: clips for `ctc`, labelled tokens for the others."""
+        """What each objective is a mean over: labelled tokens, or clips for `ctc` and `balance`."""
         labels = {"ce": batch.get("labels"), "copy": batch.get("copy", {}).get("labels")}
         return {
             name: len(batch["targets"]) if labels.get(name) is None else int((labels[name] != IGNORED).sum())
@@ -50,7 +53,12 @@ class Objectives(nn.Module):
             losses["copy"] = model(**batch["copy"], with_prompt=True, num_items_in_batch=totals["copy"]).loss
         if "entered" in batch:
             h, lengths = batch["entered"]
-            h, lengths = model.leave(h, lengths)
+            watched: Any = variants.routed(model) if "balance" in self.weights else nullcontext([])
+            with watched as gates:
+                h, lengths = model.leave(h, lengths)
+        if "balance" in self.weights:
+            even = variants.balance_loss(gates, lengths, model.config.top_k)
+            losses["balance"] = even * (counts["balance"] / totals["balance"])
         if "ctc" in self.weights:
             projector: Any = model.projector
             mean = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
@@ -126,7 +134,7 @@ def copies(
 def groups(model: SteerMoEForConditionalGeneration, stage: Stage) -> list[dict[str, Any]]:
     """Optimizer groups as in the paper; also sets ``requires_grad`` to what this stage trains."""
     rates = {"vectors": stage.rates.vectors, "router": stage.rates.router}
-    rates |= {"projector": stage.rates.projector, "prompt": stage.rates.prompt}
+    rates |= {"projector": stage.rates.projector, "prompt": stage.rates.prompt, "lora": stage.rates.lora}
     chosen: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
         if not name.startswith(model.ADAPTER):
@@ -139,5 +147,5 @@ def groups(model: SteerMoEForConditionalGeneration, stage: Stage) -> list[dict[s
         elif name.startswith("steering."):
             chosen["vectors"].append(parameter)
         else:
-            chosen["prompt" if name.startswith("prompt_vectors") else "projector"].append(parameter)
+            chosen[name.partition(".")[0].removesuffix("_vectors")].append(parameter)
     return [{"params": p, "lr": rates[n], "name": n, "peak": rates[n]} for n, p in chosen.items() if p]

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from ..config import SteerMoEConfig, build
 from ..errors import UsageError
 
-OBJECTIVES = ("ctc", "ce", "copy")
-PARTS = ("steering", "projector", "prompt_vectors")
+OBJECTIVES = ("ctc", "ce", "copy", "balance")
+PARTS = ("steering", "projector", "prompt_vectors", "lora")
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Rates:
     projector: float = 1e-4
     prompt: float = 1e-2
     """Learned prompt vectors."""
+    lora: float = 1e-4
 
 
 @dataclass
@@ -31,9 +32,9 @@ class Stage:
 
     steps: int = 1000
     objectives: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
-    """Weights of `ctc`, `ce` and `copy`."""
+    """Weights of `ctc`, `ce`, `copy` and `balance`: see training/objectives.py."""
     trains: list[str] = field(default_factory=lambda: ["steering", "projector"])
-    """Parts that learn: steering, projector, prompt_vectors."""
+    """Parts that learn: steering, projector, prompt_vectors, lora."""
     rates: Rates = field(default_factory=Rates)
     warmup: int = 50
     """Steps of linear warm-up; then `decay` brings the rate down to its share `floor`."""
@@ -165,7 +166,16 @@ class Recipe:
             raise UsageError("data.mask draws anew each step, and keep_frames keeps what was drawn once: choose one")
         lexical = self.model.projector == "lexical"
         for stage in self.stages:
-            hears = set(stage.trains) & ({"steering", "projector"} if self.model.steer else {"projector"})
+            steers = {"steering"} if self.model.steer else set()
+            hears = set(stage.trains) & ({"projector", "lora"} | steers)
+            if "balance" in stage.objectives and not (
+                steers and "steering" in stage.trains and len(stage.objectives) > 1
+            ):
+                raise UsageError(
+                    "balance spreads the gates that are trained: it goes with steering and another objective"
+                )
+            if "lora" in stage.trains and not self.model.lora_rank:
+                raise UsageError("trains: lora, but model.lora_rank is 0")
             for name in {"ctc", "copy"} & set(stage.objectives):
                 if not lexical:
                     raise UsageError(f"objective {name} needs projector: lexical, not {self.model.projector}")
