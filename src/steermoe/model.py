@@ -8,6 +8,7 @@ Shapes: B clips or prompts, T encoder frames, S audio tokens, D and D_llm the wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import variants
 from .config import SteerMoEConfig
@@ -26,6 +28,16 @@ from .projector import LinearProjector, MLPProjector, Projected
 
 TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
 IGNORED = -100  # label value that no loss counts
+
+
+ROWS = 512  # of logits whose loss is computed at a time
+
+
+def by_rows(loss: Callable[[Tensor, Tensor], Tensor], rows: Tensor, others: Tensor) -> Tensor:
+    """The sum of ``loss`` over ROWS rows at a time, of which nothing is kept but the rows: in float32 a softmax over a large
+    vocabulary is most of the memory."""
+    parts = zip(rows.split(ROWS), others.split(ROWS), strict=True)
+    return torch.stack([checkpoint(loss, a, b, use_reentrant=False) for a, b in parts]).sum()
 
 
 @dataclass
@@ -259,6 +271,26 @@ class SteerMoEForConditionalGeneration(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         if audios is None:
             audios = self.hear(input_features, feature_lengths, audio_windows)  # type: ignore[arg-type]
+        logits, target = self._told(input_ids, attention_mask, audios, labels, with_prompt)
+        if labels is None:
+            return Output(None, logits)
+        inside = target != IGNORED
+        rows, tokens = logits[:, :-1][inside], target[inside]  # (M, V), (M,)
+        loss = by_rows(lambda r, t: F.cross_entropy(r.float(), t, reduction="sum"), rows, tokens)
+        count = num_items_in_batch if num_items_in_batch is not None else len(tokens)
+        return Output(loss / count, logits)
+
+    def answer_logits(
+        self, input_ids: Tensor, attention_mask: Tensor, audios: list[Tensor], labels: Tensor, with_prompt: bool = False
+    ) -> Tensor:
+        """Logits (M, V) that foretell the M labelled tokens, row by row."""
+        logits, target = self._told(input_ids, attention_mask, audios, labels, with_prompt)
+        return logits[:, :-1][target != IGNORED]
+
+    def _told(
+        self, input_ids: Tensor, attention_mask: Tensor, audios: list[Tensor], labels: Tensor | None, with_prompt: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The LLM's logits (B, K, V) over what labels need, all where there are none; and the labels (B, K - 1) they foretell."""
         embeds, mask, marks = self.splice(input_ids, attention_mask, audios, labels, with_prompt)
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         keep = 0  # all
@@ -268,14 +300,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         out = self.llm(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
         )
-        if labels is None:
-            return Output(None, out.logits)
-        target = marks[:, -keep:][:, 1:]
-        loss = F.cross_entropy(
-            out.logits[:, :-1].float().flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        count = num_items_in_batch if num_items_in_batch is not None else (target != IGNORED).sum()
-        return Output(loss / count, out.logits)
+        return out.logits, marks[:, -keep:][:, 1:]
 
     @torch.inference_mode()
     def generate(

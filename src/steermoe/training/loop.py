@@ -31,6 +31,7 @@ from ..model import SteerMoEForConditionalGeneration
 from ..processing import SteerMoEProcessor
 from .checkpoint import latest, restore, save_checkpoint
 from .dataset import TrainingSet, batch_order, training_set
+from .distill import Teacher
 from .distributed import sum_gradients, summed
 from .kept import Entered
 from .metrics import Metrics, Skipped, say
@@ -152,6 +153,8 @@ class Trainer:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         kept, note = self.out / "kept" / f"rank-{self.rank}", f"{recipe.seed}/{recipe.data.augment}"
         entered = Entered(model, self.processor, stage.keep_frames, kept, note, recipe.data.mask)
+        responses = self.out / f"responses-{number}-rank-{self.rank}.jsonl"
+        teacher = Teacher(model, self.processor, stage.response_tokens, responses)
         deaf = set(stage.objectives) == {"copy"}  # text is all it needs
         done_before = within * stage.accumulate  # of this process's batches
 
@@ -177,7 +180,7 @@ class Trainer:
             done, batches, seconds = first + step + 1, [], 0.0
             for batch in islice(loaded, stage.accumulate):
                 seconds += 0.0 if deaf else sum(clips.clips[i].duration or 0.0 for i in batch.indices)
-                batches.append(self._batch(clips, batch, stage, None if deaf else entered, when(batch.number)))
+                batches.append(self._batch(clips, batch, stage, None if deaf else entered, teacher, when(batch.number)))
             self.lost.add([(clips.clips[i], why) for i, why in loader.skipped])
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, stage)
@@ -223,7 +226,13 @@ class Trainer:
         return sums
 
     def _batch(
-        self, clips: TrainingSet, loaded: Batch[Any], stage: Stage, entered: Entered | None, when: int
+        self,
+        clips: TrainingSet,
+        loaded: Batch[Any],
+        stage: Stage,
+        entered: Entered | None,
+        teacher: Teacher,
+        when: int,
     ) -> tuple[dict[str, Any], int]:
         """Everything ``Objectives`` needs of one batch, on this process's device, and the seed for what it draws itself."""
         rng = random.Random(f"{self.recipe.seed}/{when}/0")
@@ -236,6 +245,8 @@ class Trainer:
             ]
             frames = entered(chosen, loaded.items, f"{self.recipe.seed}/{when}")
             batch = collate(self.processor, frames, texts, stage, self.model.audio_token_id, rng, asked)
+            if "distill" in stage.objectives:
+                batch["distill"] = teacher.batch(texts, asked)
         if "copy" in stage.objectives:
             batch["copy"] = copies(self.model, self.processor, texts, rng)
         from accelerate.utils import send_to_device

@@ -5,6 +5,7 @@
 ``copy``  the same loss where what it hears is text, with words dropped, doubled and swapped, to be written back
           as it stands: it teaches the prompt vectors of a lexical adapter to ask for a transcript, not for better
           prose, and needs no audio.
+``distill``  the frozen LLM's own answers to the transcript, as distributions, taught to itself on the audio (distill.py).
 ``balance``  the gates' load-balancing term (variants.py), beside another.
 """
 
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import variants
-from ..model import IGNORED, SteerMoEForConditionalGeneration
+from ..model import IGNORED, SteerMoEForConditionalGeneration, by_rows
 from ..processing import Prompt, SteerMoEProcessor
 from .recipe import Stage
 
@@ -34,9 +36,9 @@ class Objectives(nn.Module):
 
     def counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """What each objective is a mean over: labelled tokens, or clips for `ctc` and `balance`."""
-        labels = {"ce": batch.get("labels"), "copy": batch.get("copy", {}).get("labels")}
+        labelled = {"ce": batch} | {name: batch[name] for name in ("copy", "distill") if name in batch}
         return {
-            name: len(batch["targets"]) if labels.get(name) is None else int((labels[name] != IGNORED).sum())
+            name: int((labelled[name]["labels"] != IGNORED).sum()) if name in labelled else len(batch["targets"])
             for name in self.weights
         }
 
@@ -63,18 +65,33 @@ class Objectives(nn.Module):
             projector: Any = model.projector
             mean = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
             losses["ctc"] = mean * (counts["ctc"] / totals["ctc"])
+        vectors = model.config.prompt_vectors > 0
+        if {"ce", "distill"} & set(self.weights):
+            audios = model.hear_frames(h, lengths, torch.ones_like(lengths))
         if "ce" in self.weights:
-            audios = model.hear_frames(h, lengths, batch["audio_windows"])
             losses["ce"] = model(
                 batch["input_ids"],
                 batch["attention_mask"],
                 audios=audios,
                 labels=batch["labels"],
-                with_prompt=model.config.prompt_vectors > 0,
+                with_prompt=vectors,
                 num_items_in_batch=totals["ce"],
             ).loss
+        if "distill" in self.weights:
+            told = batch["distill"]
+            inputs = (told["input_ids"], told["attention_mask"])
+            with torch.no_grad():
+                taught = model.answer_logits(*inputs, told["heard"], told["labels"])
+            learned = model.answer_logits(*inputs, audios, told["labels"], vectors)
+            losses["distill"] = by_rows(_divergence, learned, taught) / totals["distill"]
         losses["loss"] = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
         return losses
+
+
+def _divergence(learned: Tensor, taught: Tensor) -> Tensor:
+    """KL(taught || learned), summed over rows (M, V) of logits."""
+    logs = learned.float().log_softmax(-1), taught.float().log_softmax(-1)
+    return F.kl_div(*logs, reduction="sum", log_target=True)
 
 
 def collate(
@@ -99,7 +116,6 @@ def collate(
             processor.answered(Prompt(ids[p]), t) for p, t in zip(asked or [None] * len(texts), texts, strict=True)
         ]
         batch |= processor.ids(prompts)
-        batch["audio_windows"] = torch.ones(len(texts), dtype=torch.long)
     return batch
 
 

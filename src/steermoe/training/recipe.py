@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ..config import SteerMoEConfig, build
 from ..errors import UsageError
 
-OBJECTIVES = ("ctc", "ce", "copy", "balance")
+OBJECTIVES = ("ctc", "ce", "copy", "distill", "balance")
 PARTS = ("steering", "projector", "prompt_vectors", "lora")
 
 
@@ -32,7 +32,7 @@ class Stage:
 
     steps: int = 1000
     objectives: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
-    """Weights of `ctc`, `ce`, `copy` and `balance`: see training/objectives.py."""
+    """Weights of `ctc`, `ce`, `copy`, `distill` and `balance`: see training/objectives.py."""
     trains: list[str] = field(default_factory=lambda: ["steering", "projector"])
     """Parts that learn: steering, projector, prompt_vectors, lora."""
     rates: Rates = field(default_factory=Rates)
@@ -53,6 +53,8 @@ class Stage:
     """Tokens, drawn anew each step, that `ctc` scores beside those spoken in the batch; 0: the whole vocabulary."""
     dropout: float = 0.0
     """Share of a lexical projector's inputs left out under `ctc`: against learning the training set by heart."""
+    response_tokens: int = 64
+    """The longest response that the LLM writes to a transcript for `distill`."""
     keep_frames: bool = False
     """Keep what enters the first layer that learns, in memory and, until the run ends, in `out`/kept (51 kB a second
     for Whisper-base, 3.7 GB for 20 hours): a clip passes the layers below once. With data.augment each clip is then
@@ -74,6 +76,8 @@ class Stage:
             )
         if self.accumulate < 1 or (self.batch_clips is not None and self.batch_clips < 1):
             raise UsageError(f"accumulate={self.accumulate}, batch_clips={self.batch_clips}: must be at least 1")
+        if self.response_tokens < 1:
+            raise UsageError(f"response_tokens={self.response_tokens}: must be at least 1")
         if self.clip <= 0:
             raise UsageError(f"clip={self.clip}: the largest gradient norm must be positive; give .inf for no limit")
         if self.weight_decay < 0 or min(vars(self.rates).values()) < 0:
@@ -107,7 +111,7 @@ class Data:
     train: list[str | Source] = field(default_factory=lambda: ["synth:train"])
     """Sources (NAME[:SPLIT]) or manifests; or {source: ..., root: ..., weight: ..., prompts: [...]}."""
     prompts: dict[str, list[str]] = field(default_factory=dict)
-    """By language (`en`, `zh`): what is asked of clips that have no prompt, nor does their source."""
+    """By language (`en`, `zh`, `""` where it is not said): what is asked of clips that have no prompt, nor does their source."""
     valid: str | None = None
     valid_root: str | None = None
     valid_clips: int = 96
@@ -181,9 +185,11 @@ class Recipe:
                     raise UsageError(f"objective {name} needs projector: lexical, not {self.model.projector}")
             if "ctc" not in stage.objectives and lexical and hears:
                 raise UsageError(
-                    "ce alone gives a lexical projector and its steering no gradient: keep ctc in objectives"
+                    "ce or distill alone give a lexical projector and its steering no gradient: keep ctc in objectives"
                 )
-            if not hears and (not {"ce", "copy"} & set(stage.objectives) or "prompt_vectors" not in stage.trains):
+            if not hears and (
+                not {"ce", "copy", "distill"} & set(stage.objectives) or "prompt_vectors" not in stage.trains
+            ):
                 raise UsageError(
                     f"objectives {list(stage.objectives)} give nothing in trains={stage.trains} a gradient"
                 )
