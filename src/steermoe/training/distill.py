@@ -20,12 +20,20 @@ from ..processing import Prompt, SteerMoEProcessor
 
 
 class Teacher:
-    """Writes responses and keeps them: in memory, and in ``path``, so that a run that is resumed goes on with the same."""
+    """Writes responses and keeps them: in memory, and in ``path``, so that a run that is resumed goes on with the same.
+
+    ``together``: the LLM is shared out over processes, which have to write for as long as one of them does.
+    """
 
     def __init__(
-        self, model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor, most: int, path: Path | None = None
+        self,
+        model: SteerMoEForConditionalGeneration,
+        processor: SteerMoEProcessor,
+        most: int,
+        path: Path | None = None,
+        together: bool = False,
     ) -> None:
-        self.model, self.processor, self.most, self.path = model, processor, most, path
+        self.model, self.processor, self.most, self.path, self.together = model, processor, most, path, together
         told = model.llm.generation_config.eos_token_id
         self.ends = {processor.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
         self.written: dict[tuple[str, str | None], list[int]] = {}
@@ -39,8 +47,9 @@ class Teacher:
         """The prompts with their responses as labels, and ``heard``: each transcript in the LLM's own embeddings."""
         ids = {prompt: self.processor.transcription(np.zeros(1, np.float32), prompt).ids for prompt in asked}
         pairs = list(zip(texts, asked, strict=True))
-        if new := [pair for pair in dict.fromkeys(pairs) if pair not in self.written]:
-            self._write(new, ids)
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self.written]
+        if new or self.together:
+            self._write(new or pairs[:1], ids)
         prompts = []
         for pair in pairs:
             answer = self.written[pair]
@@ -59,9 +68,12 @@ class Teacher:
         new = self.model.generate(
             **inputs, audios=[self._embedded(text) for text, _ in pairs], max_new_tokens=self.most, do_sample=False,
             repetition_penalty=1.0, pad_token_id=self.processor.pad_id, eos_token_id=sorted(self.ends),
+            synced_gpus=self.together,
         )  # fmt: skip
         rows = []
         for (text, prompt), row in zip(pairs, new.tolist(), strict=True):
+            if (text, prompt) in self.written:
+                continue
             end = next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row))
             self.written[text, prompt] = row[:end]
             said = self.processor.tokenizer.decode(row[:end], skip_special_tokens=True)

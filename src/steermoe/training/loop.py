@@ -32,7 +32,7 @@ from ..processing import SteerMoEProcessor
 from .checkpoint import latest, restore, save_checkpoint
 from .dataset import TrainingSet, batch_order, training_set
 from .distill import Teacher
-from .distributed import sum_gradients, summed
+from .distributed import shard, sum_gradients, summed
 from .kept import Entered
 from .metrics import Metrics, Skipped, say
 from .objectives import Objectives, collate, copies, groups
@@ -66,8 +66,11 @@ class Trainer:
         from accelerate import Accelerator
 
         self.recipe, self.model, self.processor = recipe, model, processor
-        self.accelerator = Accelerator()
+        # Left to itself it takes several processes on CPUs for several runs.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        if recipe.shard_llm:
+            shard(model.llm, self.accelerator.device)
         self.model.to(self.accelerator.device)
         self.out = Path(recipe.out)
         self.interrupted = False
@@ -154,7 +157,7 @@ class Trainer:
         kept, note = self.out / "kept" / f"rank-{self.rank}", f"{recipe.seed}/{recipe.data.augment}"
         entered = Entered(model, self.processor, stage.keep_frames, kept, note, recipe.data.mask)
         responses = self.out / f"responses-{number}-rank-{self.rank}.jsonl"
-        teacher = Teacher(model, self.processor, stage.response_tokens, responses)
+        teacher = Teacher(model, self.processor, stage.response_tokens, responses, recipe.shard_llm)
         deaf = set(stage.objectives) == {"copy"}  # text is all it needs
         done_before = within * stage.accumulate  # of this process's batches
 

@@ -155,6 +155,10 @@ class Recipe:
     checkpoint_every: int = 100
     gradient_checkpointing: bool = False
     """Compute the encoder's layers twice instead of keeping what they computed: slower, in a fraction of the memory."""
+    shard_llm: bool = False
+    """Share the frozen LLM out over all processes (FSDP2), for one that is larger than a card."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen weights; what is trained is float32. `auto`: bfloat16 where the hardware multiplies it."""
     threads: int = 0
     """CPU threads for torch; 0 leaves its default."""
 

@@ -25,7 +25,8 @@ def new_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
     """The recipe's pair with a fresh adapter, drawn from its seed."""
     settings = {k: v for k, v in vars(recipe.model).items() if k not in ("encoder", "llm")}
     torch.manual_seed(recipe.seed)
-    dtype = auto_dtype("cuda" if torch.cuda.is_available() else "cpu")  # where accelerate will put it
+    where = "cuda" if torch.cuda.is_available() else "cpu"  # where accelerate will put it
+    dtype = auto_dtype(where) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     model = SteerMoEForConditionalGeneration.from_pair(recipe.model.encoder, recipe.model.llm, dtype=dtype, **settings)
     if recipe.model.prompt_vectors and recipe.model.instruction:
         start_from_words(
