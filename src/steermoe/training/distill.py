@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..model import IGNORED, SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
+from .metrics import whole_lines
 
 
 class Teacher:
@@ -37,11 +38,8 @@ class Teacher:
         told = model.llm.generation_config.eos_token_id
         self.ends = {processor.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
         self.written: dict[tuple[str, str | None], list[int]] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else []
-        for line in lines:
-            if line.endswith("}"):  # a kill can leave half of one
-                row = json.loads(line)
-                self.written[row["text"], row["prompt"]] = row["tokens"]
+        for row in whole_lines(path) if path is not None else []:
+            self.written[row["text"], row["prompt"]] = row["tokens"]
 
     def batch(self, texts: Sequence[str], asked: Sequence[str | None]) -> dict[str, Any]:
         """The prompts with their responses as labels, and ``heard``: each transcript in the LLM's own embeddings."""

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,9 @@ def _stage(
     made = batch(first)
     yield from _prompts(name, trainer, made[0], colour)
     if "ctc" in stage.objectives:
-        h, lengths = model.leave(*made[0]["entered"])
+        _, lengths = model.leave(*made[0]["entered"])
         frames = (lengths + model.projector.kernel - 1) // model.projector.kernel
-        needed = [len(t) + sum(a == b for a, b in zip(t, t[1:], strict=False)) for t in made[0]["targets"]]
+        needed = [len(t) + sum(a == b for a, b in pairwise(t)) for t in made[0]["targets"]]
         short = sum(n > f for n, f in zip(needed, frames.tolist(), strict=True))
         text = f"{short} of {len(needed)} clips of a batch have more tokens than frames, and so teach nothing"
         yield Check(f"{name} alignment", short <= len(needed) // 10, text)

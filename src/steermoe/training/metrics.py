@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -57,8 +58,7 @@ class Skipped:
     """``skipped.jsonl``: the clips that could not be read, one a line, each once."""
 
     def __init__(self, path: Path) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.path, self.said = path, {json.loads(line)["id"] for line in lines if line.endswith("}")}
+        self.path, self.said = path, {row["id"] for row in whole_lines(path)}
 
     def add(self, clips: Sequence[tuple[Example, str]]) -> None:
         for clip, why in clips:
@@ -69,6 +69,15 @@ class Skipped:
             with open(self.path, "a", encoding="utf-8") as file:
                 row = {"id": clip.id, "audio": str(clip.audio), "error": why}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, none where there is no file; half of one, which a kill left, is cut off."""
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _step(row: str) -> float:

@@ -204,28 +204,47 @@ class Recipe:
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe; ``overrides`` are ``dotted.key=value``, values read as YAML.
 
-    Raises UsageError that names the file and key; an unknown key comes with its nearest known one.
+    A recipe that names another as its ``base`` (a path beside it) says only what differs; lists are replaced whole. Raises UsageError that names the file and key; an unknown key comes with its nearest known one.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    content = _read(Path(path))
     for override in overrides or []:
         key, equals, value = override.partition("=")
         if not equals:
             raise UsageError(f"override {override!r}: write it as key=value, such as stages.0.steps=200")
+        import yaml
+
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UsageError(f"override {override!r}: {value!r} is not YAML") from None
         _override(content, key.split("."), parsed, override)
     return build(Recipe, content, str(path))
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> Any:
+    """The values of a recipe, laid over those of its ``base``."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    base = path.parent / str(content.pop("base"))
+    if base.resolve() in {p.resolve() for p in (path, *above)}:
+        raise UsageError(f"{path}: base: {base} is based on this recipe")
+    return _laid_over(_read(base, (path, *above)), content)
+
+
+def _laid_over(base: Any, content: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(content, dict)):
+        return content
+    return {**base, **{key: _laid_over(base.get(key), value) for key, value in content.items()}}
 
 
 def _override(content: Any, keys: list[str], value: Any, said: str) -> None:
