@@ -212,7 +212,7 @@ def _doctor(arguments: argparse.Namespace) -> Any:
     if bad:
         if arguments.json:
             print(json.dumps(as_json(checks), ensure_ascii=False, separators=(",", ":")))
-        raise UsageError(f"{arguments.config}: not right: {', '.join(bad)}")
+        raise SteerMoEError(f"{arguments.config}: not right: {', '.join(bad)}")
     return as_json(checks)
 
 

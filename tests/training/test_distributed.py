@@ -34,7 +34,7 @@ def run(processes: int, recipe: Path, *overrides: str) -> None:
     several = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
     command = [sys.executable, *(several if processes > 1 else []), "-m", "steermoe", "train", str(recipe), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-9000:]
 
 

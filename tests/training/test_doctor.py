@@ -43,14 +43,14 @@ def test_what_is_wrong_is_named(recipe: Values, manifest: Path, tmp_path: Path, 
     for stage in recipe["stages"]:
         stage["rates"] = dict.fromkeys(stage["rates"], 0.0)
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["doctor", str(tmp_path / "r.yaml"), "--json"]) == 2
+    assert main(["doctor", str(tmp_path / "r.yaml"), "--json"]) == 1
     said = capsys.readouterr()
     value = json.loads(said.out.splitlines()[-1])
     bad = {check["name"]: check["text"] for check in value["checks"] if not check["ok"]}
     assert not value["ok"] and set(bad) == {"validation", "stages.0 overfit", "stages.1 overfit"}
     assert "12 are trained on" in bad["validation"] and "look at the rates" in bad["stages.0 overfit"]
     assert "error:" in said.err and "not right: validation, stages.0 overfit" in said.err
-    assert main(["doctor", str(tmp_path / "r.yaml"), "data.train=[no.jsonl]"]) == 2
+    assert main(["doctor", str(tmp_path / "r.yaml"), "data.train=[no.jsonl]"]) == 1
     assert "BAD  stopped: no.jsonl: no such manifest" in capsys.readouterr().out
 
 

@@ -33,7 +33,7 @@ from .recipe import Recipe, Stage
 from .run import new_model
 
 BARS, EDGES = 30, (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 25, 30, 60)  # of the histogram; seconds
-FALL = 0.8  # of its first loss is the most that a batch learned by heart may have left
+FALL = 0.9  # of its first loss is the most that a batch learned by heart may have left
 LOOKED_AT = 200  # files whose rate is read
 GREEN, DIM, PLAIN = "\033[32m", "\033[2m", "\033[0m"
 
@@ -141,7 +141,7 @@ def _stage(
             parameter.copy_(before[key])
     text = f"the loss of one batch went from {losses[0]:.3f} to {losses[-1]:.3f} in {overfit} steps"
     fine = losses[-1] < FALL * losses[0]
-    why = "" if fine else "; it should fall by a fifth: look at the rates, at what is trained, and at the texts"
+    why = "" if fine else "; it should fall by a tenth: look at the rates, at what is trained, and at the texts"
     yield Check(f"{name} overfit", fine, text + why)
 
 

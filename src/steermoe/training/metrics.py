@@ -88,4 +88,6 @@ def _step(row: str) -> float:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Of several processes only the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
