@@ -198,7 +198,7 @@ def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> l
         return [f"{folder} was trained on the encoder {was}, not {model.config.encoder}: everything starts anew"]
     was = other("llm", model.config.llm)
     if was:
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("steering.")}
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(("steering.", "lora."))}
     steered = load_config(content, folder).layers_of(len(model.frames.layers))
     had = model.steering is not None and any(name.startswith("steering.") for name in tensors)
     moved = had and steered != model.steered_layers

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -26,7 +26,14 @@ BLOCK = 1 << 20  # frames read at a time
 QUIET = 0.05  # seconds: a cut is made in the middle of the quietest stretch of this length
 _UNREADABLE = "not audio that can be read (WAV, FLAC, MP3, Ogg Vorbis and Opus can); convert it to FLAC first"
 
-AudioSource = str | Path | bytes | BinaryIO | np.ndarray
+
+class Readable(Protocol):
+    """What gives all of an encoded clip."""
+
+    def read(self) -> bytes: ...
+
+
+AudioSource = str | Path | bytes | BinaryIO | Readable | np.ndarray
 
 
 def decode(
@@ -62,7 +69,7 @@ def pieces(
     yield held
 
 
-def duration(source: str | Path | bytes | BinaryIO) -> float:
+def duration(source: str | Path | bytes | BinaryIO | Readable) -> float:
     """Seconds, as the header says: nothing is decoded."""
     name = _name(source)
     with _opened(source, name) as file:

@@ -69,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         "--init-from", metavar="ADAPTER", help="start from another adapter; of one for another LLM the steering is kept"
     )
 
+    sub = command("doctor", "look a recipe over before it runs: data, prompt, what is trained, memory, time, one batch")
+    sub.add_argument("config", help="YAML recipe; further key=value arguments override it")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+
     sub = command("evaluate", "score an adapter, or a server, on a test set", adapter=True)
     sub.add_argument("--suite", default="asr", metavar="NAME", help="asr (default), aqa, gap, robustness, text ...")
     sub.add_argument("--data", metavar="SOURCE", help="NAME[:SPLIT] or a manifest")
@@ -77,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=_positive, default=8)
     sub.add_argument("--baseline", action="store_true", help="also the frozen encoder's own decoder on the same clips")
     sub.add_argument("--heard", action="store_true", help="also the lexical projector's CTC text, without the LLM")
+    sub.add_argument(
+        "--tool-choice", default="auto", choices=["auto", "required"], help="tools: whether a call must be made"
+    )
     sub.add_argument("--limit", type=_positive, help="only the first N clips (said in the result)")
     sub.add_argument("--no-steering", action="store_true", help="with the steering disabled")
     sub.add_argument("--out", type=Path, help="folder for predictions.jsonl, metrics.json and report.html")
@@ -132,7 +139,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives a list only what comes before the next flag; `train RECIPE --resume seed=1` means seed, too.
-    name = {"train": "overrides", "transcribe": "audio", "fetch": "names"}.get(arguments.command)
+    name = {"train": "overrides", "doctor": "overrides", "transcribe": "audio", "fetch": "names"}.get(arguments.command)
     if rest and (name is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest and name is not None:
@@ -207,6 +214,23 @@ def _train(arguments: argparse.Namespace) -> Any:
     folder = train(recipe, arguments.resume, arguments.init_from)
     print(f"adapter: {folder}", file=sys.stderr)
     return {"adapter": str(folder)}
+
+
+def _doctor(arguments: argparse.Namespace) -> Any:
+    _quiet()
+    from .training.recipe import load_recipe
+
+    recipe = load_recipe(arguments.config, arguments.overrides)
+    from .training.doctor import as_json, doctor
+
+    said = None if arguments.json else lambda check: print(check, flush=True)
+    checks = doctor(recipe, colour=sys.stdout.isatty(), say=said)
+    bad = [check.name for check in checks if not check.ok]
+    if bad:
+        if arguments.json:
+            print(json.dumps(as_json(checks), ensure_ascii=False, separators=(",", ":")))
+        raise SteerMoEError(f"{arguments.config}: not right: {', '.join(bad)}")
+    return as_json(checks)
 
 
 def _evaluate(arguments: argparse.Namespace) -> Any:

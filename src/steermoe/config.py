@@ -32,10 +32,18 @@ class SteerMoEConfig:
     """Dotted path of the encoder's list of layers, where transformers does not tell it."""
     scale: float = 0.1
     """First value of every layer scale (alpha of the paper)."""
+    router: Literal["sliced", "per_layer", "tied"] = "sliced"
+    """`sliced`: the paper's one matrix, of which a layer uses its part; `per_layer`: a router each; `tied`: one for all."""
+    top_k: int | None = None
+    """Gates that count in each frame; all when absent, as in the paper."""
+    lora_rank: int = 0
+    """Rank of a LoRA on the linear maps of the encoder's layers, beside or instead of steering; 0: none."""
     projector: Literal["lexical", "linear", "mlp"] = "lexical"
     """How frames become embeddings; `linear` is the paper's, `lexical` ours."""
     pooling: Literal["mean", "max", "stack"] = "mean"
     """How `linear` pools; `lexical` and `mlp` always stack."""
+    projector_experts: int = 1
+    """Linear maps in a `linear` or `lexical` projector, mixed by a router of their own."""
     kernel: int | None = None
     """Frames that become one audio token; left out, as many as make 12.5 tokens a second, the paper's rate."""
     temperature: float = 0.0
@@ -72,14 +80,18 @@ class SteerMoEConfig:
         return list(range(count)) if self.steer_layers is None else [i % count for i in self.steer_layers]
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "kernel", "hidden", "readings"):
+        for name in ("num_experts", "kernel", "hidden", "readings", "top_k", "projector_experts"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
         if self.piece_seconds is not None and self.piece_seconds < 1:
             raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
-        for name in ("temperature", "prompt_vectors", "context", "llm_weight", "llm_margin"):
+        for name in ("temperature", "prompt_vectors", "context", "llm_weight", "llm_margin", "lora_rank"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: cannot be negative")
+        if self.top_k is not None and self.top_k > self.num_experts:
+            raise UsageError(f"top_k={self.top_k}: there are only num_experts={self.num_experts}")
+        if self.projector_experts > 1 and self.projector == "mlp":
+            raise UsageError("projector_experts goes with projector: linear or lexical, not mlp")
         if self.pool_before_norm and self.projector != "linear":
             raise UsageError("pool_before_norm is the reference's order and goes with projector: linear only")
 
@@ -98,6 +110,9 @@ def build(kind: type[T], values: Any, where: str = "config") -> T:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
             raise UsageError(f"{where}: unknown key {key!r}{hint}")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{where}: {field.name} is missing")
     return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 
@@ -108,7 +123,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
+        choices = [a for a in arguments if a is not type(None)]
+        return _value(
+            next((a for a in choices if dataclasses.is_dataclass(a) == isinstance(value, dict)), choices[0]),
+            value,
+            where,
+        )
     if origin is Literal:
         if value not in arguments:
             raise UsageError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}")

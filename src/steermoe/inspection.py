@@ -55,10 +55,10 @@ def words_of(ears: Ears, samples: np.ndarray) -> list[tuple[float, float, str]]:
         return []
     inputs = ears.processor.features([samples[: int(model.frames.window * RATE)]])
     features, lengths = (inputs[key].to(model.device) for key in ("input_features", "feature_lengths"))
-    logits, counts = projector.scores(*model.encode(features, lengths))
+    (read,) = projector(*model.encode(features, lengths)).likeliest or []
     second = model.frames.rate / projector.kernel  # audio tokens
     words: list[tuple[float, float, list[int]]] = []
-    for start, end, token in projector.segments(logits[0, : int(counts[0])]):
+    for start, end, token in read.segments():
         if words and not ears.processor.tokenizer.decode([token]).startswith(" "):
             words[-1] = (words[-1][0], end / second, [*words[-1][2], token])
         else:

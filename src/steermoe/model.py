@@ -8,7 +8,7 @@ Shapes: B clips or prompts, T encoder frames, S audio tokens, D and D_llm the wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,19 +18,30 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from . import variants
 from .config import SteerMoEConfig
 from .encoders import wrap
 from .encoders.attach import attach
 from .errors import UsageError
 from .lexical import LexicalProjector
 from .projector import LinearProjector, MLPProjector, Projected
-from .steering import Steering
 
 TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
 # Several adapters may share one encoder: context-local, so that no request or thread is steered by another's.
 _IN_USE: ContextVar[int | None] = ContextVar("steermoe_in_use", default=None)
 IGNORED = -100  # label value that no loss counts
+
+
+ROWS = 512  # of logits whose loss is computed at a time
+
+
+def by_rows(loss: Callable[[Tensor, Tensor], Tensor], rows: Tensor, others: Tensor) -> Tensor:
+    """The sum of ``loss`` over ROWS rows at a time, of which nothing is kept but the rows: in float32 a softmax over a large
+    vocabulary is most of the memory."""
+    parts = zip(rows.split(ROWS), others.split(ROWS), strict=True)
+    return torch.stack([checkpoint(loss, a, b, use_reentrant=False) for a, b in parts]).sum()
 
 
 @dataclass
@@ -51,15 +62,17 @@ def load_frames(config: SteerMoEConfig, dtype: torch.dtype | None = None) -> Any
 
 
 class SteerMoEForConditionalGeneration(nn.Module):
-    """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors``; all else is frozen.
+    """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors`` (and ``lora``); all else is frozen.
 
     ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM.
     """
 
-    ADAPTER = ("steering.", "projector.", "prompt_vectors")
+    ADAPTER = ("steering.", "projector.", "prompt_vectors", "lora.")
 
     def __init__(self, config: SteerMoEConfig, frames: Any, llm: Any) -> None:
         super().__init__()
+        # Before the encoder that holds its modules, too: the first name of a parameter is the one it is known by.
+        self.lora = variants.add_lora(frames, config.lora_rank) if config.lora_rank else None
         self.config, self.frames, self.llm = config, frames, llm
         embedding = llm.get_input_embeddings()
         table = embedding.weight
@@ -68,7 +81,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         layers = config.steer_layers if config.steer_layers is not None else list(range(len(frames.layers)))
         if layers and not -len(frames.layers) <= min(layers) <= max(layers) < len(frames.layers):
             raise UsageError(f"steer_layers={layers}: the encoder has {len(frames.layers)} layers, 0 is the first")
-        self.steering = Steering(len(layers), config.num_experts, frames.width, config.scale) if config.steer else None
+        self.steering = variants.make_steering(config, len(layers), frames.width) if config.steer else None
         kernel = config.kernel = config.kernel or max(1, round(frames.rate / TOKENS_A_SECOND))
         self.projector: LexicalProjector | LinearProjector | MLPProjector
         if config.projector == "lexical":
@@ -81,6 +94,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
             self.projector = MLPProjector(frames.out_width, llm_width, kernel)
         else:
             self.projector = LinearProjector(frames.out_width, llm_width, kernel, config.pooling)
+        if config.projector_experts > 1:
+            variants.mix_projector(self.projector, config.projector_experts)
         # Drawn from the table's own rows: vectors of a length the LLM is used to.
         start = table[torch.randint(len(table), (config.prompt_vectors,))].detach().float() * scale
         self.prompt_vectors = nn.Parameter(start)
@@ -88,6 +103,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
             raise UsageError(f"pool_before_norm: {config.encoder} has no final LayerNorm that could follow the pooling")
         self.frames.requires_grad_(False)
         self.llm.requires_grad_(False)
+        if self.lora is not None:
+            self.lora.requires_grad_(True)
         self.trained: dict[str, Any] = {}  # how, for the adapter's config
         self.attached = attach(frames.layers, self._steer, layers) if self.steering is not None else None
         self.train(False)
@@ -132,7 +149,9 @@ class SteerMoEForConditionalGeneration(nn.Module):
 
     @property
     def first_steered(self) -> int:
-        """Index of the first layer whose output is steered; below it nothing ever depends on what is trained."""
+        """Index of the first layer that is changed; below it nothing ever depends on what is trained."""
+        if self.lora is not None:
+            return 0
         return min(self.steered_layers, default=len(self.frames.layers))
 
     @property
@@ -143,7 +162,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
     @property
     def first_learning(self) -> int:
         """As ``first_steered``, but past all layers while the steering is not being trained."""
-        learns = self.steering is not None and any(p.requires_grad for p in self.steering.parameters())
+        learns = any(p.requires_grad for part in (self.steering, self.lora) if part for p in part.parameters())
         return self.first_steered if learns else len(self.frames.layers)
 
     def enter(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,6 +288,26 @@ class SteerMoEForConditionalGeneration(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         if audios is None:
             audios = self.hear(input_features, feature_lengths, audio_windows)  # type: ignore[arg-type]
+        logits, target = self._told(input_ids, attention_mask, audios, labels, with_prompt)
+        if labels is None:
+            return Output(None, logits)
+        inside = target != IGNORED
+        rows, tokens = logits[:, :-1][inside], target[inside]  # (M, V), (M,)
+        loss = by_rows(lambda r, t: F.cross_entropy(r.float(), t, reduction="sum"), rows, tokens)
+        count = num_items_in_batch if num_items_in_batch is not None else len(tokens)
+        return Output(loss / count, logits)
+
+    def answer_logits(
+        self, input_ids: Tensor, attention_mask: Tensor, audios: list[Tensor], labels: Tensor, with_prompt: bool = False
+    ) -> Tensor:
+        """Logits (M, V) that foretell the M labelled tokens, row by row."""
+        logits, target = self._told(input_ids, attention_mask, audios, labels, with_prompt)
+        return logits[:, :-1][target != IGNORED]
+
+    def _told(
+        self, input_ids: Tensor, attention_mask: Tensor, audios: list[Tensor], labels: Tensor | None, with_prompt: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The LLM's logits (B, K, V) over what labels need, all where there are none; and the labels (B, K - 1) they foretell."""
         embeds, mask, marks = self.splice(input_ids, attention_mask, audios, labels, with_prompt)
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
         keep = 0  # all
@@ -278,14 +317,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         out = self.llm(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
         )
-        if labels is None:
-            return Output(None, out.logits)
-        target = marks[:, -keep:][:, 1:]
-        loss = F.cross_entropy(
-            out.logits[:, :-1].float().flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        count = num_items_in_batch if num_items_in_batch is not None else (target != IGNORED).sum()
-        return Output(loss / count, out.logits)
+        return out.logits, marks[:, -keep:][:, 1:]
 
     @torch.inference_mode()
     def generate(

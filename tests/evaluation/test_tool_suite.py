@@ -109,21 +109,21 @@ def test_a_run_is_kept_and_not_asked_again(
         "max_new_tokens": 24,
         "out": tmp_path / "out",
     }
-    rows, metrics = suite.run(ears, "spoken_orders", orders, limit=2, **options)
+    rows, metrics = suite.ask_all(ears, "spoken_orders", orders, limit=2, **options)
     assert asked == ["0", "2"] and metrics["data"] == "spoken_orders[2 of 4]" and metrics["n"] == 2
     assert set(metrics["columns"]) == {"speech"} and "gap" not in metrics  # there is no text to read
     assert all(row["speech"]["calls"][0]["name"] == "orderDrink" for row in rows)
-    again, metrics = suite.run(ears, "spoken_orders", orders, **options)
+    again, metrics = suite.ask_all(ears, "spoken_orders", orders, **options)
     assert sorted(asked[2:]) == ["1", "3"] and [row["id"] for row in again] == ["0", "1", "2", "3"]
     column = metrics["columns"]["speech"]
     assert sum(column["causes"].values()) == 4 and column["exact"] == column["causes"].get("right", 0) / 4
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics and "spoken_orders" in suite.table(
         metrics
     )
-    suite.run(ears, "spoken_orders", orders, limit=1, **options | {"tool_choice": "auto"})  # another way of asking
+    suite.ask_all(ears, "spoken_orders", orders, limit=1, **options | {"tool_choice": "auto"})  # another way of asking
     assert len(asked) == 5
     with pytest.raises(UsageError, match="'sound'"):
-        suite.run(ears, "spoken_orders", orders, columns=["sound"])
+        suite.ask_all(ears, "spoken_orders", orders, columns=["sound"])
 
 
 def test_the_gap_is_text_less_speech_on_the_same_tasks() -> None:

@@ -29,10 +29,12 @@ from steermoe.inference.ears import Ears, from_model
 from steermoe.model import SteerMoEForConditionalGeneration
 from steermoe.training import checkpoint as checkpoints
 from steermoe.training.checkpoint import latest, restore, save_checkpoint
+from steermoe.training.dataset import TrainingSet, batch_order, training_set
 from steermoe.training.kept import Entered
-from steermoe.training.loop import Metrics, Trainer, batch_order, check_stage, rate, training_set
+from steermoe.training.loop import Metrics, Trainer, rate
 from steermoe.training.objectives import Objectives, collate, groups
-from steermoe.training.recipe import Data, Recipe, Stage
+from steermoe.training.recipe import Data, Recipe, Source, Stage
+from steermoe.training.resume import check_stage
 from steermoe.training.run import new_model, train
 
 Values = dict[str, Any]
@@ -44,25 +46,56 @@ def test_rate_warms_up_then_falls_to_the_floor() -> None:
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1 and rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in pairwise(rates[10:]))
+    line = Stage(steps=100, warmup=0, decay="linear", floor=0.0)
+    assert [rate(step, line) for step in (0, 25, 100)] == [1, 0.75, 0]
     assert rate(3, Stage(steps=2, warmup=50)) == 4 / 50  # a stage shorter than its warm-up
 
 
-@pytest.mark.parametrize("world", [1, 2])
+def some(count: int, duration: float | None = None) -> TrainingSet:
+    return TrainingSet([Example(str(i), Path(f"{i}.wav"), "x", duration=duration or 1 + i % 7) for i in range(count)])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
 def test_order_resumes_and_shares(world: int) -> None:
-    examples = [Example(str(i), Path(f"{i}.wav"), "x", duration=1 + i % 7) for i in range(40)]
-    recipe, stage = Recipe(seed=3), Stage(batch_seconds=12)
-    batches = by_duration([e.duration or 0 for e in examples], 12, seed=3)
+    clips, recipe, stage = some(40), Recipe(seed=3), Stage(batch_seconds=12)
+    whole = [b for epoch in range(9) for b in by_duration(clips.durations, 12, seed=3, epoch=epoch)]
     for rank in range(world):
-        order = list(islice(batch_order(examples, stage, recipe, 0, rank, world), 25))
-        assert order[: len(batches) // world] == batches[rank::world][: len(batches) // world]
+        order = list(islice(batch_order(clips, stage, recipe, 0, rank, world), 25))
+        assert order == whole[rank::world][:25]  # together they see what one process sees, whatever their number
         for skip in (1, 7, 20):  # also into later epochs
-            assert list(islice(batch_order(examples, stage, recipe, skip, rank, world), 5)) == order[skip : skip + 5]
+            assert list(islice(batch_order(clips, stage, recipe, skip, rank, world), 5)) == order[skip : skip + 5]
 
 
-def test_more_ranks_than_batches_is_an_error_not_a_hang() -> None:
-    examples = [Example("a", Path("a.wav"), "x", duration=1.0)]
-    with pytest.raises(DataError, match="1 batch"):
-        next(batch_order(examples, Stage(batch_seconds=60), Recipe(), 0, 1, 2))
+def test_more_ranks_than_batches_go_on_with_the_next_epoch() -> None:
+    assert next(batch_order(some(1), Stage(batch_seconds=60), Recipe(), 0, 1, 2)) == [0]
+
+
+def test_weights_are_shares_of_an_epoch() -> None:
+    clips = some(40, 1.0)
+    clips.part, clips.sources = [0] * 10 + [1] * 30, [Source("a", weight=2.5), Source("b", weight=0.5)]
+    seen = [clips.epoch(0, epoch) for epoch in range(2)]
+    for chosen in seen:
+        counts = [chosen.count(i) for i in range(40)]
+        assert (
+            sum(counts[:10]) == 25 and set(counts[:10]) == {2, 3} and sum(counts[10:]) == 15 and max(counts[10:]) == 1
+        )
+    assert seen[0] != seen[1] and seen[0] == clips.epoch(0, 0)
+    batch = next(batch_order(clips, Stage(batch_seconds=6, batch_clips=4), Recipe(), 0, 0, 1))
+    assert len(batch) == 4
+
+
+def test_a_clip_is_asked_its_own_prompt_or_its_sources_or_its_languages() -> None:
+    clips = [Example("a", Path("a"), "x", prompt="Why?"), Example("b", Path("b"), "x", language="zh")]
+    recipe = Recipe(data=Data(prompts={"zh": ["请转写", "写下来"]}))
+
+    def asked(index: int, *prompts: str) -> set[str | None]:
+        data = TrainingSet(clips, [0, 0], [Source("s", prompts=list(prompts))])
+        return {data.asked(index, recipe, random.Random(seed)) for seed in range(20)}
+
+    assert asked(0) == {"Why?"} and asked(1) == {"请转写", "写下来"}
+    assert asked(0, "Write.", "Q: {prompt}") == {"Q: Why?"} and asked(1, "In {language}.") == {"In zh."}
+    assert TrainingSet(clips).asked(0, Recipe(), random.Random(0)) == "Why?"
+    assert TrainingSet(clips).asked(1, Recipe(), random.Random(0)) is None
 
 
 @pytest.mark.parametrize(
@@ -163,12 +196,13 @@ def test_kept_frames_outlive_a_run(make: Callable[..., Ears], manifest: Path, tm
     assert examples[0] not in Entered(e.model, e.processor, True, tmp_path, "a")
 
 
-def test_training_set_counts_what_it_leaves_out(manifest: Path, capsys: Any) -> None:
-    kept = training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=1.2, min_words=2)))
+def test_training_set_counts_what_it_leaves_out(manifest: Path, capsys: Any, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    kept = training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=1.2, min_words=2), out=out)).clips
     assert {e.id for e in kept} == {e.id for e in load_source(str(manifest)) if e.duration <= 1.2 and " " in e.text}
     assert f"{len(kept)} clips" in (said := capsys.readouterr().err) and f"left out {12 - len(kept)}" in said
     with pytest.raises(DataError, match=r"no clip of at most 0\.01 s"):
-        training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=0.01)))
+        training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=0.01), out=out))
 
 
 def test_metrics_drop_what_a_resumption_repeats(tmp_path: Path) -> None:
@@ -239,12 +273,29 @@ def test_ce_asks_each_clip_its_own_question(ears: Ears) -> None:
     assert ears.config.instruction in said[0] and "the quick fox" in said[1] and "the quick fox" not in said[0]
 
 
+def test_masks_are_drawn_by_clip_and_step(make: Callable[..., Ears], manifest: Path, recipe: Values) -> None:
+    e = make()
+    examples = load_source(str(manifest))[:3]
+    clips = [x.load() for x in examples]
+
+    def frames(mask: bool, when: str, chosen: slice = slice(3)) -> torch.Tensor:
+        return Entered(e.model, e.processor, False, mask=mask)(examples[chosen], clips[chosen], when)[0]
+
+    plain, masked = frames(False, "1"), frames(True, "1")
+    assert torch.equal(frames(False, "2"), plain) and torch.equal(frames(True, "1"), masked)
+    assert not torch.equal(masked, plain) and not torch.equal(frames(True, "2"), masked)
+    n = int(Entered(e.model, e.processor, False)(examples[1:2], clips[1:2])[1])
+    torch.testing.assert_close(frames(True, "1", slice(1, 2))[0, :n], masked[1, :n])  # whatever batch it comes in
+    with pytest.raises(UsageError, match=r"data\.mask draws anew each step"):
+        stages = [{**stage, "keep_frames": True} for stage in recipe["stages"]]
+        build(Recipe, {**recipe, "data": {**recipe["data"], "mask": True}, "stages": stages})
+
+
 def test_padded_clips_cost_the_window() -> None:
-    examples = [Example(str(i), Path(f"{i}.wav"), "x", duration=0.5) for i in range(40)]
-    recipe, stage = Recipe(), Stage(batch_seconds=60)
-    assert len(next(batch_order(examples, stage, recipe, 0, 0, 1))) == 40
+    clips, recipe, stage = some(40, 0.5), Recipe(), Stage(batch_seconds=60)
+    assert len(next(batch_order(clips, stage, recipe, 0, 0, 1))) == 40
     recipe.model.pad_to_window = True
-    assert len(next(batch_order(examples, stage, recipe, 0, 0, 1))) == 2
+    assert len(next(batch_order(clips, stage, recipe, 0, 0, 1))) == 2
 
 
 def test_validates_on_time(recipe: Values) -> None:
@@ -355,7 +406,15 @@ def test_broken_clips_are_skipped_and_named(recipe: Values, tmp_path: Path, mani
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = {**recipe["stages"][0], "steps": 3, "batch_seconds": 200}
     train(build(Recipe, {**recipe, "data": {"train": [str(tmp_path / "some.jsonl")]}, "stages": [stage]}))
-    assert "skipped some-241: " in capsys.readouterr().err
+    assert capsys.readouterr().err.count("skipped some-241: ") == 1
+    (row,) = (json.loads(line) for line in (Path(recipe["out"]) / "skipped.jsonl").read_text().splitlines())
+    assert row["id"] == "some-241" and row["audio"].endswith("nan.wav") and "NaN" in row["error"]
+    unheard = [{"audio": str(tmp_path / "no.wav"), "text": "very"}]  # whose header cannot be read, either
+    (tmp_path / "no.wav").write_bytes(b"RIFFxxxx")
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1] + unheard))
+    train(build(Recipe, {**recipe, "data": {"train": [str(tmp_path / "some.jsonl")]}, "stages": [stage],
+                         "out": str(tmp_path / "c")}))  # fmt: skip
+    assert "no.wav" in (tmp_path / "c" / "skipped.jsonl").read_text()
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[-2:]))
     with pytest.raises(DataError, match="audio files cannot be read"):
         train(build(Recipe, {**recipe, "data": {"train": [str(tmp_path / "bad.jsonl")]}, "out": str(tmp_path / "b")}))
@@ -445,7 +504,7 @@ def test_a_manifest_without_durations_is_measured_once(recipe: Values, manifest:
         "".join(json.dumps({"audio": str(manifest.parent / r["audio"]), "text": r["text"]}) + "\n" for r in rows)
     )
     made = build(Recipe, {**recipe, "data": {"train": [str(bare)]}})
-    assert [e.duration for e in training_set(made)] == pytest.approx([r["duration"] for r in rows])
+    assert [e.duration for e in training_set(made).clips] == pytest.approx([r["duration"] for r in rows])
     train(made)
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < row["audio_seconds"] <= 6.1 for row in metrics if "audio_seconds" in row)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steermoe.errors import UsageError
-from steermoe.training.recipe import Recipe, load_recipe
+from steermoe.training.recipe import Recipe, Source, load_recipe
 
 YAML = """
 model: {projector: linear, num_experts: 2}
@@ -40,6 +40,8 @@ def test_values_and_defaults(path: Path) -> None:
         ("stages.0.rates.router=5e-4", lambda r: r.stages[0].rates.router, 5e-4),
         ("data.augment=true", lambda r: r.data.augment, True),
         ("data.train=[a.jsonl, b.jsonl]", lambda r: r.data.train, ["a.jsonl", "b.jsonl"]),
+        ("data.train=[{source: a, weight: 2}]", lambda r: r.data.train, [Source("a", weight=2.0)]),
+        ("data.train=[a, {source: b}]", lambda r: r.data.sources, [Source("a"), Source("b")]),
         ("data.train=a=b.jsonl", lambda r: r.data.train, ["a=b.jsonl"]),
         ("model.steer_layers=[0]", lambda r: r.model.steer_layers, [0]),
         ("stages=[{objectives: {ce: 1}, steps: 2}]", lambda r: [s.steps for s in r.stages], [2]),
@@ -64,6 +66,15 @@ def test_overrides(path: Path, override: str, read: Any, expected: Any) -> None:
         ("stages.0.stepz=1", r"run.yaml.stages\[0\]: unknown key 'stepz'; did you mean 'steps'"),
         ("model.projector=cubic", "'cubic' is none of lexical, linear, mlp"),
         ("stages.0.steps=0", "steps=0"),
+        ("stages.0.accumulate=0", "accumulate=0"),
+        ("stages.0.batch_clips=0", "batch_clips=0"),
+        ("stages.0.decay=square", "'square' is none of cosine, linear"),
+        ("data.train=[{source: a, weight: 0}]", "a: weight=0: must be above 0"),
+        ("data.train=[{source: a, wait: 2}]", r"data.train\[0\]: unknown key 'wait'; did you mean 'weight'"),
+        ("data.train=[{root: a}]", "data.train\\[0\\]: source is missing"),
+        ("data.train=[3]", r"data.train\[0\]: expected str, got 3"),
+        ("data.prompts={zh: [1]}", r"data.prompts.zh\[0\]: expected str"),
+        ("data.max_skipped=1", "max_skipped=1: a share"),
         ("stages.0.batch_seconds=-1", "batch_seconds=-1"),
         ("stages.0.objectives={cd: 1}", "objectives: 'cd' is none of ctc, ce"),
         ("stages.0.objectives={}", "each needs at least one"),

@@ -1,4 +1,4 @@
-"""Small acoustic changes for training: speed, microphone, room, band limit, noise, gain.
+"""Small acoustic changes for training: speed, microphone, room, band limit, noise, gain; and masks over the spectrogram.
 
 Drawn from the given generator only.
 """
@@ -6,6 +6,7 @@ Drawn from the given generator only.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 
@@ -77,3 +78,17 @@ def augment(samples: np.ndarray, rng: random.Random, most_seconds: float = 30.0)
         samples = add_noise(samples, rng.uniform(8, 35), generator, rng.choice([0.0, 1.0, 1.5]))
     peak = float(np.abs(samples).max(initial=0.0))
     return (samples * (rng.uniform(0.2, 0.9) / max(peak, 1e-3))).astype(np.float32)
+
+
+def mask_spectrogram(spectrum: Any, rng: random.Random) -> None:
+    """Two stretches of time (each at most a twentieth of the clip) and two of frequency (at most a third of the bands) become the
+    clip's mean, in place (SpecAugment; Park et al., 2019). ``spectrum`` (T, bands) is a tensor or an array."""
+    time, bands = spectrum.shape
+    mean = spectrum.mean()
+    for _ in range(2):
+        width = rng.randint(0, time // 20)
+        start = rng.randint(0, time - width)
+        spectrum[start : start + width] = mean
+        width = rng.randint(0, bands // 3)
+        start = rng.randint(0, bands - width)
+        spectrum[:, start : start + width] = mean

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from ..errors import AudioError, DataError
 from .manifest import Example
 
 T = TypeVar("T")
+HEADERS = 8  # files whose headers are read at a time
 JITTER = 0.1  # lengths are compared up to this share, so that batches differ from epoch to epoch
 AHEAD = 3  # batches in work beyond the one in use
 
 
-def durations_of(examples: Sequence[Example]) -> list[float]:
-    """Seconds of each example; where the manifest does not say, from the file's header. Raises AudioError."""
+def measured(clips: Sequence[Example]) -> tuple[list[Example], list[tuple[int, str]]]:
+    """``clips``, each with its duration, from the file's header where the manifest does not say; and (index, why) of those
+    that cannot be read, whose duration stays unknown."""
     from ..audio import duration
 
-    lengths = []
-    for example in examples:
-        length = example.duration
-        if length is None:
-            length = (example.end or duration(example.audio)) - (example.start or 0.0)
-        lengths.append(length)
-    return lengths
+    def seconds(clip: Example) -> float | str:
+        if clip.duration is not None:
+            return clip.duration
+        try:
+            return (clip.end or duration(clip.audio)) - (clip.start or 0.0)
+        except (AudioError, OSError) as error:
+            return str(error)
+
+    if all(clip.duration is not None for clip in clips):
+        return list(clips), []
+    with ThreadPoolExecutor(HEADERS, thread_name_prefix="headers") as pool:
+        found = list(pool.map(seconds, clips, chunksize=64))
+    known = [c if isinstance(s, str) else replace(c, duration=s) for c, s in zip(clips, found, strict=True)]
+    return known, [(i, s) for i, s in enumerate(found) if isinstance(s, str)]
+
+
+def check_share(broken: int, total: int, most: float, last: str) -> None:
+    """Raises DataError when more than the share ``most`` of all clips cannot be read: that is no longer bad luck."""
+    if broken > most * total or (total and broken == total):
+        raise DataError(f"{broken} of {total} audio files cannot be read, more than {most:.1%}; the last: {last}")
 
 
 def by_duration(
@@ -71,7 +86,7 @@ class Batch(Generic[T]):
 
 def load_batches(
     examples: Sequence[Example],
-    batches: Sequence[Sequence[int]],
+    batches: Iterable[Sequence[int]],
     load_fn: Callable[[Example, int], T],
     workers: int = 2,
     max_skipped: float = 0.01,
@@ -80,8 +95,9 @@ def load_batches(
     threads working ahead.
 
     Files that cannot be read (AudioError, OSError) are left out of their batch and listed in ``skipped`` as
-    (index, message); batches of which nothing is left are not yielded. More than the share ``max_skipped`` of
-    all examples is a DataError: that is no longer bad luck. Decoding releases the GIL, so threads are enough.
+    (index, message); for a batch of which nothing is left the next clip that can be read stands in, so that every
+    process takes part in every step. More than the share ``max_skipped`` of all examples is a DataError (check_share).
+    Decoding releases the GIL, so threads are enough.
     """
     return BatchLoader(examples, batches, load_fn, workers, max_skipped)
 
@@ -92,7 +108,7 @@ class BatchLoader(Generic[T]):
     def __init__(
         self,
         examples: Sequence[Example],
-        batches: Sequence[Sequence[int]],
+        batches: Iterable[Sequence[int]],
         load_fn: Callable[[Example, int], T],
         workers: int,
         max_skipped: float,
@@ -122,13 +138,15 @@ class BatchLoader(Generic[T]):
                 indices.append(index)
             except (AudioError, OSError) as error:
                 self._skip(index, str(error))
-        if items:
-            yield Batch(number, indices, items)
+        index = batch[-1]
+        while not items:  # ends: the share of broken files is checked each time
+            index = (index + 1) % len(self.examples)
+            try:
+                items, indices = [self.load_fn(self.examples[index], number)], [index]
+            except (AudioError, OSError) as error:
+                self._skip(index, str(error))
+        yield Batch(number, indices, items)
 
     def _skip(self, index: int, message: str) -> None:
         self.skipped.append((index, message))
-        broken, total = len({i for i, _ in self.skipped}), len(self.examples)
-        if broken > self.max_skipped * total:
-            raise DataError(
-                f"{broken} of {total} audio files cannot be read, more than {self.max_skipped:.1%}; the last: {message}"
-            )
+        check_share(len({i for i, _ in self.skipped}), len(self.examples), self.max_skipped, message)

@@ -1,14 +1,16 @@
 """Manifests: one JSON object a line, the way to bring any data set.
 
 Keys: ``audio`` (a path, relative to the manifest) and ``text``, and optionally ``duration``, ``start``, ``end``
-(seconds), ``prompt``, ``language``, ``speaker``, ``id``. Other keys go into ``Example.more``: suites read their own.
+(seconds), ``prompt``, ``language``, ``speaker``, ``id``; ``offset`` and ``size`` (bytes) where ``audio`` is a file that holds
+many clips, such as a tar. Other keys go into ``Example.more``: suites read their own.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,41 @@ from ..audio import decode
 from ..errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """An encoded clip inside a larger file: ``size`` bytes from ``offset`` on, read as a file object is."""
+
+    path: Path
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}[{self.offset}:{self.offset + self.size}]"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def stem(self) -> str:
+        return f"{self.path.stem}-{self.offset}"
+
+    def stat(self) -> os.stat_result:
+        """Of the file that holds it."""
+        return self.path.stat()
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One piece of audio with its transcript. Times are seconds; ``start``..``end`` is the part that is meant."""
 
     id: str
-    audio: Path
+    audio: Path | Slice
     text: str
     duration: float | None = None
     speaker: str | None = None
@@ -50,16 +81,16 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Example]:
     file, line and key.
     """
     path = Path(path)
+    folder = root or path.parent
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
+        with open(path, encoding="utf-8", newline="\n") as lines:  # and no other end of a line: JSON may hold U+2028
+            examples = [
+                _example(line, f"{path}:{number}", folder, f"{path.stem}-{number}")
+                for number, line in enumerate(lines, start=1)
+                if line.strip()
+            ]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a UTF-8 manifest ({error.__class__.__name__}: {error})") from None
-    folder = root or path.parent
-    examples = [
-        _example(line, f"{path}:{number}", folder, f"{path.stem}-{number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
     if not examples:
         raise DataError(f"{path}: no examples; a manifest holds one JSON object a line, with audio and text")
     return examples
@@ -99,12 +130,27 @@ def _example(line: str, where: str, folder: Path, id: str) -> Example:
     audio = folder / Path(row["audio"]).expanduser()
     if not audio.is_file():
         raise DataError(f"{where}: audio: no such file: {audio}")
-    known = {"audio", "text", *_NUMBERS, *_STRINGS}
-    return Example(audio=audio, text=row["text"], more={k: v for k, v in row.items() if k not in known}, **fields)
+    known = {"audio", "text", "offset", "size", *_NUMBERS, *_STRINGS}
+    more = {key: value for key, value in row.items() if key not in known}
+    return Example(audio=_slice(row, audio, where), text=row["text"], more=more, **fields)
 
 
-def write_manifest(path: Path, rows: list[dict[str, Any]]) -> None:
+def _slice(row: dict[str, Any], audio: Path, where: str) -> Path | Slice:
+    """The file, or the part of it that ``offset`` and ``size`` name."""
+    part = {key: row[key] for key in ("offset", "size") if key in row}
+    if not part:
+        return audio
+    for key in ("offset", "size"):
+        if not isinstance(part.get(key), int) or part[key] < (key == "size"):
+            raise DataError(f"{where}: {key}: {part.get(key)!r} is no number of bytes; offset and size go together")
+    if part["offset"] + part["size"] > audio.stat().st_size:
+        raise DataError(f"{where}: offset {part['offset']} and size {part['size']} end behind {audio}")
+    return Slice(audio, **part)
+
+
+def write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Rows as JSON lines, in a file that is absent or whole."""
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     beside.replace(path)

@@ -43,6 +43,7 @@ class EncoderFrames(nn.Module):
     """
 
     divisible = False  # a family's forward is one piece
+    time_dim = 1  # of what ``features`` gives
     final_norm: nn.Module | None = None
 
     def __init__(self, encoder: nn.Module, extractor: Any, layers: str | None = None) -> None:

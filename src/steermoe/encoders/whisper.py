@@ -24,7 +24,7 @@ class WhisperFrames(nn.Module):
     The one family whose forward is replaced, and so the one that can be entered between its layers.
     """
 
-    divisible, pads = True, True
+    divisible, pads, time_dim = True, True, 2
 
     def __init__(
         self, encoder: nn.Module, extractor: Any, layers: str | None = None, pad_to_window: bool = False

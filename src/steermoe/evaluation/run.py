@@ -52,7 +52,7 @@ def evaluate(arguments: Any) -> dict[str, Any]:
     if arguments.against and arguments.out is None:
         raise UsageError(f"--against {arguments.against}: needs --out, clips are compared one by one")
     examples, data = examples_for(arguments.suite, arguments.data, arguments.root, arguments.limit)
-    names = ("root", "limit", "normalizer", "batch_size", "baseline", "heard", "out")
+    names = ("root", "limit", "normalizer", "batch_size", "baseline", "heard", "tool_choice", "out")
     options = Options(examples, data, **{name: getattr(arguments, name) for name in names}, shard=shard)
     result = suite(arguments.suite)(_listener(arguments), options)
     if arguments.out is not None and not shard:

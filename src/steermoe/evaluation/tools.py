@@ -24,12 +24,15 @@ import numpy as np
 
 from ..data.tool_tasks import Accepted, ToolTask, load_tasks
 from ..errors import AudioError, DataError, UsageError
-from . import predictions, scoring
+from . import collect, predictions, scoring
+from .listener import adapter_digest, ears_of
 from .predictions import Row
 from .provenance import provenance
 
 if TYPE_CHECKING:
     from ..inference.ears import Ears
+    from .listener import Listener
+    from .suites import Options
 
 COLUMNS = ("text", "speech", "cascade")
 BFCL_MARKS = re.compile(r"[ ,./\-_*^]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..audio import RATE
 from ..data import Example
-from ..errors import DataError
+from ..data.augment import mask_spectrogram
+from ..errors import DataError, UsageError
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import SteerMoEProcessor
 
@@ -41,8 +43,10 @@ class Entered:
         keep: bool,
         folder: Path | None = None,
         note: str = "",
+        mask: bool = False,
     ) -> None:
         self.model, self.processor, self.keep = model, processor, keep and model.enters_once
+        self.mask = mask
         self.kept: dict[str, Tensor] = {}
         self._new: dict[str, Tensor] = {}
         self._folder = folder / _fingerprint(model, note) if self.keep and folder else None
@@ -60,11 +64,14 @@ class Entered:
     def __contains__(self, example: Example) -> bool:
         return _key(example) in self.kept
 
-    def __call__(self, examples: Sequence[Example], clips: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
-        """-> (B, T', D) and lengths (B,). ``clips`` may be None where an example is kept."""
+    def __call__(
+        self, examples: Sequence[Example], clips: Sequence[np.ndarray | None], when: str = ""
+    ) -> tuple[Tensor, Tensor]:
+        """-> (B, T', D) and lengths (B,). ``clips`` may be None where an example is kept. ``when`` seeds its masks."""
         device = self.model.device
         if not self.keep:
-            return self._enter([clip for clip in clips if clip is not None])
+            seeds = [f"{when}/{example.id}" for example in examples] if self.mask else []
+            return self._enter([clip for clip in clips if clip is not None], seeds)
         for example, clip in zip(examples, clips, strict=True):
             if clip is not None and example not in self:  # alone: the same, whatever batch it first comes in
                 h, lengths = self._enter([clip])
@@ -89,7 +96,7 @@ class Entered:
                 path.with_suffix(".part").unlink(missing_ok=True)
         self._new = {}
 
-    def _enter(self, clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def _enter(self, clips: Sequence[np.ndarray], seeds: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
         inputs, device = self.processor.features(clips, MULTIPLE), self.model.device
         if int(inputs["audio_windows"].max()) > 1:
             window, longest = self.processor.frames.window, max(map(len, clips)) / RATE
@@ -97,7 +104,13 @@ class Entered:
                 f"a training clip of {longest:.1f} s is longer than the encoder's window of {window:g} s: its manifest "
                 f"states another duration, or data.max_clip_seconds is more than {window:g}"
             )
-        return self.model.enter(inputs["input_features"].to(device), inputs["feature_lengths"].to(device))
+        features, lengths = inputs["input_features"], inputs["feature_lengths"]
+        if seeds and features.ndim < 3:
+            raise UsageError(f"data.mask: {self.model.config.encoder} hears samples, there is no spectrogram to mask")
+        for row, length, seed in zip(features, lengths.tolist(), seeds, strict=False):
+            spectrum = row.movedim(self.processor.frames.time_dim - 1, 0)
+            mask_spectrogram(spectrum[:length], random.Random(seed))
+        return self.model.enter(features.to(device), lengths.to(device))
 
 
 def _key(example: Example) -> str:
@@ -108,7 +121,8 @@ def _fingerprint(model: SteerMoEForConditionalGeneration, note: str) -> str:
     """Of everything that the kept frames are a function of, but the clip."""
     told = {k: v for k, v in vars(model.config).items() if k in ("encoder", "encoder_layers", "pad_to_window")}
     digest = hashlib.sha256(json.dumps([told, model.first_learning, note]).encode())
-    if model.steering is not None and model.first_learning > model.first_steered:
-        for name, tensor in sorted(model.steering.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    if model.first_learning > model.first_steered:
+        for name, tensor in sorted(model.adapter_state().items()):
+            if name.startswith(("steering.", "lora.")):
+                digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -5,19 +5,24 @@
 ``copy``  the same loss where what it hears is text, with words dropped, doubled and swapped, to be written back
           as it stands: it teaches the prompt vectors of a lexical adapter to ask for a transcript, not for better
           prose, and needs no audio.
+``distill``  the frozen LLM's own answers to the transcript, as distributions, taught to itself on the audio (distill.py).
+``balance``  the gates' load-balancing term (variants.py), beside another.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model import SteerMoEForConditionalGeneration
+from .. import variants
+from ..model import IGNORED, SteerMoEForConditionalGeneration, by_rows
 from ..processing import Prompt, SteerMoEProcessor
 from .recipe import Stage
 
@@ -29,28 +34,64 @@ class Objectives(nn.Module):
         super().__init__()
         self.model, self.weights, self.dropout = model, stage.objectives, stage.dropout
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """-> ``loss`` and each objective's own value."""
+    def counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """What each objective is a mean over: labelled tokens, or clips for `ctc` and `balance`."""
+        labelled = {"ce": batch} | {name: batch[name] for name in ("copy", "distill") if name in batch}
+        return {
+            name: int((labelled[name]["labels"] != IGNORED).sum()) if name in labelled else len(batch["targets"])
+            for name in self.weights
+        }
+
+    def forward(self, batch: dict[str, Any], totals: dict[str, float] | None = None) -> dict[str, Tensor]:
+        """-> ``loss`` and each objective's own value.
+
+        ``totals`` are the ``counts`` of all batches of the step, on all processes: values are then this batch's shares of
+        the step's, which add up to them.
+        """
         model, losses = self.model, {}
+        counts = self.counts(batch)
+        totals = totals or {name: float(count) for name, count in counts.items()}
         if "copy" in self.weights:
-            losses["copy"] = model(**batch["copy"], with_prompt=True).loss
+            losses["copy"] = model(**batch["copy"], with_prompt=True, num_items_in_batch=totals["copy"]).loss
         if "entered" in batch:
             h, lengths = batch["entered"]
-            h, lengths = model.leave(h, lengths)
+            watched: Any = variants.routed(model) if "balance" in self.weights else nullcontext([])
+            with watched as gates:
+                h, lengths = model.leave(h, lengths)
+        if "balance" in self.weights:
+            even = variants.balance_loss(gates, lengths, model.config.top_k)
+            losses["balance"] = even * (counts["balance"] / totals["balance"])
         if "ctc" in self.weights:
             projector: Any = model.projector
-            losses["ctc"] = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
+            mean = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
+            losses["ctc"] = mean * (counts["ctc"] / totals["ctc"])
+        vectors = model.config.prompt_vectors > 0
+        if {"ce", "distill"} & set(self.weights):
+            audios = model.hear_frames(h, lengths, torch.ones_like(lengths))
         if "ce" in self.weights:
-            audios = model.hear_frames(h, lengths, batch["audio_windows"])
             losses["ce"] = model(
                 batch["input_ids"],
                 batch["attention_mask"],
                 audios=audios,
                 labels=batch["labels"],
-                with_prompt=model.config.prompt_vectors > 0,
+                with_prompt=vectors,
+                num_items_in_batch=totals["ce"],
             ).loss
+        if "distill" in self.weights:
+            told = batch["distill"]
+            inputs = (told["input_ids"], told["attention_mask"])
+            with torch.no_grad():
+                taught = model.answer_logits(*inputs, told["heard"], told["labels"])
+            learned = model.answer_logits(*inputs, audios, told["labels"], vectors)
+            losses["distill"] = by_rows(_divergence, learned, taught) / totals["distill"]
         losses["loss"] = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
         return losses
+
+
+def _divergence(learned: Tensor, taught: Tensor) -> Tensor:
+    """KL(taught || learned), summed over rows (M, V) of logits."""
+    logs = learned.float().log_softmax(-1), taught.float().log_softmax(-1)
+    return F.kl_div(*logs, reduction="sum", log_target=True)
 
 
 def collate(
@@ -75,7 +116,6 @@ def collate(
             processor.answered(Prompt(ids[p]), t) for p, t in zip(asked or [None] * len(texts), texts, strict=True)
         ]
         batch |= processor.ids(prompts)
-        batch["audio_windows"] = torch.ones(len(texts), dtype=torch.long)
     return batch
 
 
@@ -110,7 +150,7 @@ def copies(
 def groups(model: SteerMoEForConditionalGeneration, stage: Stage) -> list[dict[str, Any]]:
     """Optimizer groups as in the paper; also sets ``requires_grad`` to what this stage trains."""
     rates = {"vectors": stage.rates.vectors, "router": stage.rates.router}
-    rates |= {"projector": stage.rates.projector, "prompt": stage.rates.prompt}
+    rates |= {"projector": stage.rates.projector, "prompt": stage.rates.prompt, "lora": stage.rates.lora}
     chosen: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
         if not name.startswith(model.ADAPTER):
@@ -123,5 +163,5 @@ def groups(model: SteerMoEForConditionalGeneration, stage: Stage) -> list[dict[s
         elif name.startswith("steering."):
             chosen["vectors"].append(parameter)
         else:
-            chosen["prompt" if name.startswith("prompt_vectors") else "projector"].append(parameter)
+            chosen[name.partition(".")[0].removesuffix("_vectors")].append(parameter)
     return [{"params": p, "lr": rates[n], "name": n, "peak": rates[n]} for n, p in chosen.items() if p]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config import SteerMoEConfig, build
 from ..errors import UsageError
 
-OBJECTIVES = ("ctc", "ce", "copy")
-PARTS = ("steering", "projector", "prompt_vectors")
+OBJECTIVES = ("ctc", "ce", "copy", "distill", "balance")
+PARTS = ("steering", "projector", "prompt_vectors", "lora")
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Rates:
     projector: float = 1e-4
     prompt: float = 1e-2
     """Learned prompt vectors."""
+    lora: float = 1e-4
 
 
 @dataclass
@@ -31,22 +32,29 @@ class Stage:
 
     steps: int = 1000
     objectives: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
-    """Weights of `ctc`, `ce` and `copy`."""
+    """Weights of `ctc`, `ce`, `copy`, `distill` and `balance`: see training/objectives.py."""
     trains: list[str] = field(default_factory=lambda: ["steering", "projector"])
-    """Parts that learn: steering, projector, prompt_vectors."""
+    """Parts that learn: steering, projector, prompt_vectors, lora."""
     rates: Rates = field(default_factory=Rates)
     warmup: int = 50
-    """Steps of linear warm-up; then a cosine to `floor` of the rate."""
+    """Steps of linear warm-up; then `decay` brings the rate down to its share `floor`."""
+    decay: Literal["cosine", "linear"] = "cosine"
     floor: float = 0.02
     weight_decay: float = 0.0
     clip: float = 1.0
     """Largest gradient norm."""
     batch_seconds: float = 100.0
-    """Audio in one batch."""
+    """Audio in one batch, padding included."""
+    batch_clips: int | None = None
+    """The most clips in one batch; as many as `batch_seconds` hold when absent."""
+    accumulate: int = 1
+    """Batches of one step, one after the other; on several processes each takes so many."""
     negatives: int = 2000
     """Tokens, drawn anew each step, that `ctc` scores beside those spoken in the batch; 0: the whole vocabulary."""
     dropout: float = 0.0
     """Share of a lexical projector's inputs left out under `ctc`: against learning the training set by heart."""
+    response_tokens: int = 64
+    """The longest response that the LLM writes to a transcript for `distill`."""
     keep_frames: bool = False
     """Keep what enters the first layer that learns, in memory and, until the run ends, in `out`/kept (51 kB a second
     for Whisper-base, 3.7 GB for 20 hours): a clip passes the layers below once. With data.augment each clip is then
@@ -66,6 +74,10 @@ class Stage:
                 f"steps={self.steps}, batch_seconds={self.batch_seconds}, negatives={self.negatives}: the first two "
                 "must be positive, the last not negative"
             )
+        if self.accumulate < 1 or (self.batch_clips is not None and self.batch_clips < 1):
+            raise UsageError(f"accumulate={self.accumulate}, batch_clips={self.batch_clips}: must be at least 1")
+        if self.response_tokens < 1:
+            raise UsageError(f"response_tokens={self.response_tokens}: must be at least 1")
         if self.clip <= 0:
             raise UsageError(f"clip={self.clip}: the largest gradient norm must be positive; give .inf for no limit")
         if self.weight_decay < 0 or min(vars(self.rates).values()) < 0:
@@ -75,23 +87,54 @@ class Stage:
 
 
 @dataclass
+class Source:
+    """One of the training sources, where more than its name is to be said of it."""
+
+    source: str
+    """NAME[:SPLIT] or a manifest, as `steermoe evaluate --data` takes it."""
+    root: str | None = None
+    """The folder where it lies, if it is not fetched."""
+    weight: float = 1.0
+    """How often each of its clips is heard in an epoch."""
+    prompts: list[str] = field(default_factory=list)
+    """What `ce` and `distill` ask of its clips, drawn anew each time. {prompt} and {language} stand for the clip's own."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise UsageError(f"{self.source}: weight={self.weight:g}: must be above 0; leave the source out instead")
+
+
+@dataclass
 class Data:
     """What is heard."""
 
-    train: list[str] = field(default_factory=lambda: ["synth:train"])
-    """Sources (NAME[:SPLIT]) or manifests."""
+    train: list[str | Source] = field(default_factory=lambda: ["synth:train"])
+    """Sources (NAME[:SPLIT]) or manifests; or {source: ..., root: ..., weight: ..., prompts: [...]}."""
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    """By language (`en`, `zh`, `""` where it is not said): what is asked of clips that have no prompt, nor does their source."""
     valid: str | None = None
+    valid_root: str | None = None
     valid_clips: int = 96
     min_words: int = 1
     max_clip_seconds: float = 30.0
     """Longer clips are left out, and counted."""
+    max_skipped: float = 0.01
+    """Clips that cannot be read are skipped and listed in `out`/skipped.jsonl; more than this share of them end the run."""
     augment: bool = False
     """Speed, microphone, room, band limits, noise and gain, drawn per clip and step."""
+    mask: bool = False
+    """Masks over stretches of time and frequency of the spectrogram, drawn per clip and step."""
+
+    @property
+    def sources(self) -> list[Source]:
+        return [Source(item) if isinstance(item, str) else item for item in self.train]
 
     def __post_init__(self) -> None:
         for name in ("valid_clips", "min_words"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.max_skipped < 1:
+            raise UsageError(f"max_skipped={self.max_skipped:g}: a share, at least 0 and below 1")
         if not self.train:
             raise UsageError("train: names no source, so there is nothing to hear")
 
@@ -112,6 +155,10 @@ class Recipe:
     checkpoint_every: int = 100
     gradient_checkpointing: bool = False
     """Compute the encoder's layers twice instead of keeping what they computed: slower, in a fraction of the memory."""
+    shard_llm: bool = False
+    """Share the frozen LLM out over all processes (FSDP2), for one that is larger than a card."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen weights; what is trained is float32. `auto`: bfloat16 where the hardware multiplies it."""
     threads: int = 0
     """CPU threads for torch; 0 leaves its default."""
 
@@ -123,17 +170,30 @@ class Recipe:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         if not self.stages:
             raise UsageError("stages: there is none, so nothing would be trained")
+        if self.data.mask and any(stage.keep_frames for stage in self.stages):
+            raise UsageError("data.mask draws anew each step, and keep_frames keeps what was drawn once: choose one")
         lexical = self.model.projector == "lexical"
         for stage in self.stages:
-            hears = set(stage.trains) & ({"steering", "projector"} if self.model.steer else {"projector"})
+            steers = {"steering"} if self.model.steer else set()
+            hears = set(stage.trains) & ({"projector", "lora"} | steers)
+            if "balance" in stage.objectives and not (
+                steers and "steering" in stage.trains and len(stage.objectives) > 1
+            ):
+                raise UsageError(
+                    "balance spreads the gates that are trained: it goes with steering and another objective"
+                )
+            if "lora" in stage.trains and not self.model.lora_rank:
+                raise UsageError("trains: lora, but model.lora_rank is 0")
             for name in {"ctc", "copy"} & set(stage.objectives):
                 if not lexical:
                     raise UsageError(f"objective {name} needs projector: lexical, not {self.model.projector}")
             if "ctc" not in stage.objectives and lexical and hears:
                 raise UsageError(
-                    "ce alone gives a lexical projector and its steering no gradient: keep ctc in objectives"
+                    "ce or distill alone give a lexical projector and its steering no gradient: keep ctc in objectives"
                 )
-            if not hears and (not {"ce", "copy"} & set(stage.objectives) or "prompt_vectors" not in stage.trains):
+            if not hears and (
+                not {"ce", "copy", "distill"} & set(stage.objectives) or "prompt_vectors" not in stage.trains
+            ):
                 raise UsageError(
                     f"objectives {list(stage.objectives)} give nothing in trains={stage.trains} a gradient"
                 )
@@ -144,28 +204,47 @@ class Recipe:
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe; ``overrides`` are ``dotted.key=value``, values read as YAML.
 
-    Raises UsageError that names the file and key; an unknown key comes with its nearest known one.
+    A recipe that names another as its ``base`` (a path beside it) says only what differs; lists are replaced whole. Raises UsageError that names the file and key; an unknown key comes with its nearest known one.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    content = _read(Path(path))
     for override in overrides or []:
         key, equals, value = override.partition("=")
         if not equals:
             raise UsageError(f"override {override!r}: write it as key=value, such as stages.0.steps=200")
+        import yaml
+
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UsageError(f"override {override!r}: {value!r} is not YAML") from None
         _override(content, key.split("."), parsed, override)
     return build(Recipe, content, str(path))
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> Any:
+    """The values of a recipe, laid over those of its ``base``."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    base = path.parent / str(content.pop("base"))
+    if base.resolve() in {p.resolve() for p in (path, *above)}:
+        raise UsageError(f"{path}: base: {base} is based on this recipe")
+    return _laid_over(_read(base, (path, *above)), content)
+
+
+def _laid_over(base: Any, content: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(content, dict)):
+        return content
+    return {**base, **{key: _laid_over(base.get(key), value) for key, value in content.items()}}
 
 
 def _override(content: Any, keys: list[str], value: Any, said: str) -> None:

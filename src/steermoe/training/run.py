@@ -25,7 +25,8 @@ def new_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
     """The recipe's pair with a fresh adapter, drawn from its seed."""
     settings = {k: v for k, v in vars(recipe.model).items() if k not in ("encoder", "llm")}
     torch.manual_seed(recipe.seed)
-    dtype = auto_dtype("cuda" if torch.cuda.is_available() else "cpu")  # where accelerate will put it
+    where = "cuda" if torch.cuda.is_available() else "cpu"  # where accelerate will put it
+    dtype = auto_dtype(where) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     model = SteerMoEForConditionalGeneration.from_pair(recipe.model.encoder, recipe.model.llm, dtype=dtype, **settings)
     if recipe.model.prompt_vectors and recipe.model.instruction:
         start_from_words(
@@ -46,7 +47,7 @@ def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] |
     """Numbers on a fixed draw of the validation source: WER of the text that is heard, and of what the LLM writes."""
     if recipe.data.valid is None:
         return None
-    clips = load_source(recipe.data.valid)
+    clips = load_source(recipe.data.valid, Path(recipe.data.valid_root) if recipe.data.valid_root else None)
     clips = random.Random(0).sample(clips, min(recipe.data.valid_clips, len(clips)))
     clips.sort(key=lambda clip: clip.duration or 0.0)
     audio, texts = [clip.load() for clip in clips], [clip.text for clip in clips]

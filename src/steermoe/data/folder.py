@@ -1,0 +1,42 @@
+"""``folder:DIR``: your own recordings, each with its text beside it: ``a.wav`` and ``a.txt``, in DIR or in folders within.
+
+``folder:DIR?part=train`` and ``part=valid`` are nineteen of twenty recordings and the twentieth, by the digests of their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..audio import SUFFIXES
+from ..errors import DataError
+from .manifest import Example
+from .shipped import find
+
+VALID_SHARE = 0.05
+
+
+def load(split: str, root: Path | None = None, part: str = "all") -> list[Example]:
+    """``split`` is the folder. Raises DataError for a recording without text, or where there is none."""
+    folder = find(f"folder:{split}", root or Path(), split)
+    if part not in ("all", "train", "valid"):
+        raise DataError(f"folder:{split}: part={part!r} is none of all, train, valid")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != ".")
+    if not found:
+        raise DataError(f"folder:{split}: no audio in {folder} (looked for *{', *'.join(SUFFIXES)})")
+    examples = []
+    for audio in found:
+        text = audio.with_suffix(".txt")
+        if not text.is_file():
+            raise DataError(f"folder:{split}: {audio} has no text: write what is said into {text.name} beside it")
+        try:
+            said = " ".join(text.read_text(encoding="utf-8-sig").split())
+        except UnicodeDecodeError:
+            raise DataError(f"{text}: not UTF-8") from None
+        id = str(audio.relative_to(folder).with_suffix(""))
+        held = int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) < VALID_SHARE * 2**32
+        if part == "all" or held == (part == "valid"):
+            examples.append(Example(id, audio, said))
+    if not examples:
+        raise DataError(f"folder:{split}: {len(found)} recordings are too few for part={part}; give another folder")
+    return examples
