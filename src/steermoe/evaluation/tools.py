@@ -93,7 +93,43 @@ def slots(calls: Sequence[dict[str, Any]], accepted: Accepted | None, compare: s
     return hits, len(given), len(wanted)
 
 
-def run(
+def run(listener: Listener, options: Options) -> dict[str, Any]:
+    """All tasks of ``options.data`` in the columns that can be asked: the speech's accuracy, and the others' beside it."""
+    if options.shard is not None:
+        raise UsageError(f"--shard {options.shard}: the tools suite is not sharded; run it whole")
+    rows, told = ask_all(
+        ears_of(listener, "tools"),
+        options.data,
+        options.root,
+        limit=options.limit,
+        tool_choice=options.tool_choice,
+        out=options.out,
+    )
+    columns = {name: {"accuracy": column.pop("exact"), **column} for name, column in told["columns"].items()}
+    for column in columns.values():
+        column["groups"] = {g: {"n": v["n"], "accuracy": v["exact"]} for g, v in column["groups"].items()}
+    own = columns.pop("speech")
+    gap = {name: told[name] for name in ("gap", "p_value") if name in told}
+    result: dict[str, Any] = {
+        "suite": "tools",
+        "data": told["data"],
+        "n": told["n"],
+        "metrics": {"accuracy": own["accuracy"], "f1": own["f1"], **gap},
+        "interval": {"accuracy": own["interval"]},
+        "groups": own["groups"],
+        "columns": columns,
+        "tool_choice": options.tool_choice,
+        "failures": {cause: n for cause, n in own["causes"].items() if cause != "right"}
+        | {"undecodable": told["unheard"]},
+        "adapter": listener.name,
+        "provenance": told["provenance"] | listener.about(),
+    }
+    if options.out is not None:
+        collect.save(options.out, None, rows, result)
+    return result
+
+
+def ask_all(
     ears: Ears,
     source: str,
     root: Path | None = None,
@@ -132,7 +168,6 @@ def run(
 
 
 def _maker(ears: Ears, tool_choice: str, max_new_tokens: int) -> str:
-    from .run import adapter_digest
 
     return f"{ears.adapter_name}@{adapter_digest(ears)[:12]}/{tool_choice}/{max_new_tokens}"
 
