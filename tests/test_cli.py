@@ -101,6 +101,9 @@ def shell(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         ("chat", 2, "nothing to answer: give a text, or --audio FILE"),
         ("chat hi --audio {tmp}/absent.wav", 1, "absent.wav: no such file"),
         ("chat hi --adapter {tmp}", 1, "no adapter there"),
+        ("chat hi --tools {tmp}/absent.json", 2, "absent.json: no such file of tools"),
+        ("chat hi --tools {recipe}", 2, "tools are a .json of schemas, or a .py that makes a Toolbox"),
+        ("chat hi --adapter {adapter} --tool-choice sing", 2, "there is no such tool; the tools: none were given"),
         ("inspect --adapter {tmp}", 1, "no adapter there"),
         ("fetch nosuch", 2, "'nosuch': no such folder"),
         ("train", 2, "config"),
@@ -221,6 +224,18 @@ def test_chat(run: Run, adapter: Path, wav: Path, loaded: Ears) -> None:
     code, out, _ = run("chat", "very", "--audio", wav, "--adapter", adapter, "--max-new-tokens", 5, "--json")
     parts = [{"type": "audio", "path": str(wav)}, {"type": "text", "text": "very"}]
     assert json.loads(out[-1]) == {"answer": loaded.chat([{"role": "user", "content": parts}], max_new_tokens=5)}
+
+
+def test_chat_shows_a_call_or_runs_it(run: Run, adapter: Path, wav: Path) -> None:
+    examples = Path(__file__).parent.parent / "examples"
+    options = ("--adapter", adapter, "--audio", wav, "--tool-choice", "set_timer", "--max-new-tokens", 24)
+    code, shown, _ = run("chat", *options, "--tools", examples / "tools.json")
+    assert code == 0 and shown[0].startswith("user: [speech.wav, 1.2 s]")
+    assert len(shown) == 2 and shown[1].startswith('assistant: calls set_timer({"minutes": ')
+    code, ran, _ = run("chat", *options, "--tools", examples / "functions.py", "--json")
+    value = json.loads(ran[-1])
+    assert code == 0 and [m["role"] for m in value["messages"][:3]] == ["user", "assistant", "tool"]
+    assert value["messages"][2]["content"].endswith("minutes.") and value["answer"] == value["messages"][-1]["content"]
 
 
 def test_evaluate(run: Run, adapter: Path, manifest: Path, tmp_path: Path) -> None:
