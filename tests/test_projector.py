@@ -49,7 +49,7 @@ def test_linear_is_pool_then_one_map(pooling: str) -> None:
     h, lengths = torch.randn(2, 6, 3), torch.tensor([6, 3])
     out = projector(h, lengths)
     torch.testing.assert_close(out.embeddings, projector.proj(pool(h, lengths, 4, pooling)[0]))
-    assert out.lengths.tolist() == [2, 1] and out.scores is None
+    assert out.lengths.tolist() == [2, 1] and out.tokens is None and out.likeliest is None
     twice = projector(h, lengths, norm=lambda x: 2 * x)  # the reference's order: after pooling
     torch.testing.assert_close(twice.embeddings, projector.proj(2 * pool(h, lengths, 4, pooling)[0]))
 
