@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from steermoe.cli import main
 from steermoe.config import build
 from steermoe.training.doctor import Check, doctor, histogram
 from steermoe.training.recipe import Recipe
+from steermoe.training.run import train
 
 Values = dict[str, Any]
 
@@ -52,6 +54,15 @@ def test_what_is_wrong_is_named(recipe: Values, manifest: Path, tmp_path: Path, 
     assert "error:" in said.err and "not right: validation, stages.0 overfit" in said.err
     assert main(["doctor", str(tmp_path / "r.yaml"), "data.train=[no.jsonl]"]) == 1
     assert "BAD  stopped: no.jsonl: no such manifest" in capsys.readouterr().out
+
+
+def test_it_begins_where_training_would(recipe: Values) -> None:
+    recipe["stages"] = [{**recipe["stages"][0], "steps": 30}]
+    fresh = by_name(doctor(build(Recipe, recipe), overfit=2))["stages.0 overfit"].text
+    adapter = str(train(build(Recipe, recipe)))
+    begun = by_name(doctor(build(Recipe, {**recipe, "init_from": adapter}), overfit=2))["stages.0 overfit"].text
+    before, after = (float(re.search(r"from ([\d.]+)", text)[1]) for text in (fresh, begun))  # type: ignore[index]
+    assert after < 0.9 * before
 
 
 def test_histogram() -> None:

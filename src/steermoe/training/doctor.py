@@ -30,7 +30,7 @@ from .loop import Trainer
 from .metrics import Skipped
 from .objectives import Objectives, groups
 from .recipe import Recipe, Stage
-from .run import new_model
+from .run import first_model
 
 BARS, EDGES = 30, (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 25, 30, 60)  # of the histogram; seconds
 FALL = 0.9  # of its first loss is the most that a batch learned by heart may have left
@@ -84,7 +84,7 @@ def _checks(recipe: Recipe, overfit: int, colour: bool) -> Iterator[Check]:
         both = sum((c.audio, c.start, c.end) in heard for c in valid)
         text = f"{recipe.data.valid}, {len(valid)} clips" + (f", of which {both} are trained on" if both else "")
         yield Check("validation", not both, text)
-    model = new_model(recipe)
+    model = first_model(recipe)
     trainer = Trainer(recipe, model, from_model(model).processor)
     for number, stage in enumerate(recipe.stages):
         name = f"stages.{number}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..model import SteerMoEForConditionalGeneration
 from ..pretrained import auto_dtype, load_tokenizer
 from .checkpoint import latest
 from .loop import Trainer
+from .metrics import say
 from .recipe import Recipe
 
 
@@ -32,6 +32,18 @@ def new_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
         start_from_words(
             model, load_tokenizer(recipe.model.llm).encode(recipe.model.instruction, add_special_tokens=False)
         )
+    return model
+
+
+def first_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
+    """The model as training begins: new, or from ``init_from``; says what of that it could not keep."""
+    model = new_model(recipe)
+    if recipe.init_from is not None:
+        from ..adapter import start_from
+        from ..inference.ears import find_adapter
+
+        for line in start_from(model, find_adapter(recipe.init_from)):
+            say(line)
     return model
 
 
@@ -77,12 +89,7 @@ def train(recipe: Recipe, resume: bool = False, init_from: str | None = None) ->
             recipe.init_from = json.loads((Path(recipe.out) / "recipe.json").read_text()).get("init_from")
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    model = new_model(recipe)
-    if recipe.init_from is not None and not (resume and latest(Path(recipe.out) / "checkpoints")):
-        from ..adapter import start_from
-        from ..inference.ears import find_adapter
-
-        for line in start_from(model, find_adapter(recipe.init_from)):
-            print(line, file=sys.stderr)
+    resumed = resume and latest(Path(recipe.out) / "checkpoints")
+    model = new_model(recipe) if resumed else first_model(recipe)
     ears = from_model(model, recipe.out)
     return Trainer(recipe, model, ears.processor).run(resume, validator(recipe, ears))
