@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from steermoe import adapter as adapters
 from steermoe.errors import AdapterError, UsageError
-from steermoe.inference.ears import Ears, find_adapter, load
+from steermoe.inference.ears import Ears, load
+from steermoe.inference.find import find_adapter
 from steermoe.model import SteerMoEForConditionalGeneration
 
 Make = Callable[..., Ears]

@@ -188,7 +188,7 @@ def _quiet() -> None:
 def _fetch(arguments: argparse.Namespace) -> Any:
     _quiet()
     from .data import SOURCES, load_source
-    from .inference.ears import needed_models
+    from .inference.find import needed_models
     from .pretrained import resolve
 
     found = {}

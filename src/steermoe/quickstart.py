@@ -15,7 +15,8 @@ from .data import Example, load_source
 from .errors import FetchError
 from .evaluation.run import evaluate_ears, table
 from .evaluation.scoring import score
-from .inference.ears import Ears, from_model, load, needed_models
+from .inference.ears import Ears, from_model, load
+from .inference.find import needed_models
 from .model import SteerMoEForConditionalGeneration
 from .pretrained import resolve
 from .training.checkpoint import latest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import soundfile
 
 from steermoe.data.tool_tasks import Accepted, ToolTask, load_tasks, tool
 from steermoe.errors import DataError, UsageError
+from steermoe.evaluation import run, suites
 from steermoe.evaluation import tools as suite
+from steermoe.evaluation.collect import Shard
+from steermoe.evaluation.endpoint import Endpoint
+from steermoe.evaluation.listener import Adapter
+from steermoe.evaluation.predictions import read, read_run
+from steermoe.evaluation.report import write_report
+from steermoe.evaluation.suites import Options
 from steermoe.inference.ears import Ears
 from tests.conftest import speechlike
 
@@ -124,6 +132,28 @@ def test_a_run_is_kept_and_not_asked_again(
     assert len(asked) == 5
     with pytest.raises(UsageError, match="'sound'"):
         suite.ask_all(ears, "spoken_orders", orders, columns=["sound"])
+
+
+def test_it_is_one_of_the_suites(ears: Ears, orders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked, tabled and reported as the others are; a server shows too little, and shards are refused."""
+    monkeypatch.setattr(suite, "COLUMNS", ("speech",))  # the tiny encoder has no decoder of its own
+    monkeypatch.setattr(suite.ask_all, "__kwdefaults__", {**suite.ask_all.__kwdefaults__, "columns": ("speech",)})
+    options = Options(data="spoken_orders", root=orders, limit=2, tool_choice="required", out=tmp_path / "out")
+    result = suites.suite("tools")(Adapter(ears), options)
+    rows = read(tmp_path / "out" / "predictions.jsonl")
+    right = [
+        suite.grade(row["speech"]["calls"], task.accepted)
+        for row, task in zip(rows.values(), load_tasks("spoken_orders", orders)[::2], strict=True)
+    ]
+    assert result["metrics"]["accuracy"] == right.count("right") / 2 and result["n"] == 2
+    assert sum(result["failures"].values()) == 2 - right.count("right")
+    assert "tools, spoken_orders[2 of 4]: 2 items" in run.table(result)
+    write_report(tmp_path / "report.html", title="tools", runs=[read_run(tmp_path / "out")])
+    assert "spoken_orders" in (tmp_path / "report.html").read_text()
+    with pytest.raises(UsageError, match="not sharded"):
+        suites.suite("tools")(Adapter(ears), replace(options, shard=Shard(1, 2)))
+    with pytest.raises(UsageError, match="--endpoint"):
+        suites.suite("tools")(Endpoint("http://localhost:1", "m"), options)
 
 
 def test_the_gap_is_text_less_speech_on_the_same_tasks() -> None:

@@ -15,7 +15,8 @@ import torch
 
 from steermoe.errors import AdapterError, AudioError, UsageError
 from steermoe.inference.decoding import greedy
-from steermoe.inference.ears import Ears, find_adapter, load, needed_models
+from steermoe.inference.ears import Ears, load
+from steermoe.inference.find import find_adapter, needed_models
 from steermoe.projector import Projected
 from tests.conftest import speechlike
 
@@ -116,7 +117,7 @@ def test_long_audio_is_the_texts_of_its_windows(ears: Ears) -> None:
 
 def test_many_sources_one_after_the_other(ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, read no further ahead than a few batches; what cannot be read costs nothing but itself."""
-    monkeypatch.setattr("steermoe.inference.ears.AHEAD", 2)
+    monkeypatch.setattr("steermoe.inference.transcripts.AHEAD", 2)
     monkeypatch.setattr(ears.config, "piece_seconds", 1.0)
     clips = [speechlike(seconds, i) for i, seconds in enumerate((0.7, 2.6, 0.4, 1.9, 0.5, 0.8))]
     broken = tmp_path / "a.wav"

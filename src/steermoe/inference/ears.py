@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,85 +13,19 @@ import torch
 from .. import adapter as adapters
 from ..audio import RATE, decode, duration, pieces, windows
 from ..config import SteerMoEConfig
-from ..errors import AdapterError, AudioError, UsageError
+from ..errors import AdapterError, UsageError
 from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .chat import Conversation
 from .decoding import can_draft, full_attention, greedy
+from .find import DEFAULT, find_adapter
 from .grammar import Vocabulary
 from .readings import best_readings
 from .tools import Dialect, find_dialect
+from .transcripts import Piece, Transcript, as_written, in_order
 
-SHIPPED = Path(__file__).parent.parent / "adapters"
-DEFAULT = "tiny"
 BATCH = 8  # windows that are heard at once
-AHEAD = 4  # batches of windows that are read before they are heard, those of a length together
-
-
-def shipped() -> list[str]:
-    """Names of the adapters inside the package."""
-    return sorted(p.name for p in SHIPPED.glob("*") if (p / adapters.CONFIG).is_file())
-
-
-def find_adapter(name: str | Path) -> Path:
-    """A folder, one of a training run, the name of a shipped adapter, or a hub id with its commit (``org/name@<40 hex>``).
-
-    Raises AdapterError when there is none.
-    """
-    folder = Path(name).expanduser()
-    if (folder / adapters.CONFIG).is_file():
-        return folder
-    if (folder / "adapter" / adapters.CONFIG).is_file():  # where a training run leaves it
-        return folder / "adapter"
-    if (SHIPPED / str(name) / adapters.CONFIG).is_file():
-        return SHIPPED / str(name)
-    if "@" in str(name) and not folder.exists():
-        from huggingface_hub import snapshot_download
-
-        repo, _, revision = str(name).partition("@")
-        try:
-            return Path(snapshot_download(repo, revision=revision, allow_patterns=[adapters.CONFIG, adapters.TENSORS]))
-        except Exception as error:
-            raise AdapterError(
-                f"{name}: cannot be fetched from the hub ({' '.join(str(error).split())[:200]})"
-            ) from None
-    raise AdapterError(
-        f"{name}: no adapter there; give a folder with {adapters.CONFIG}, a hub id with its commit "
-        f"(org/name@<40 hex digits>), or one of those that ship: {', '.join(shipped()) or 'none'}"
-    )
-
-
-def needed_models(adapter: str | Path) -> list[str]:
-    """The names of the frozen pair that an adapter was trained for."""
-    content = adapters.read_config(find_adapter(adapter))
-    return [content["pair"]["encoder"]["name"], content["pair"]["llm"]["name"]]
-
-
-@dataclass
-class Piece:
-    """A window of audio, from ``start`` to ``end`` (seconds), and its text."""
-
-    start: float
-    end: float
-    text: str = ""
-
-
-@dataclass
-class Transcript:
-    """What is said in one source: its ``pieces``, the ``seconds`` of work they took, or the ``error`` in their way."""
-
-    pieces: list[Piece] = field(default_factory=list)
-    seconds: float = 0.0
-    error: AudioError | None = None
-
-    @property
-    def text(self) -> str:
-        return " ".join(piece.text for piece in self.pieces if piece.text)
-
-    @property
-    def duration(self) -> float:
-        return self.pieces[-1].end if self.pieces else 0.0
 
 
 class Ears:
@@ -184,35 +115,12 @@ class Ears:
 
         What cannot be read is a Transcript with its ``error``; the others are not disturbed.
         """
-        begun: deque[Transcript] = deque()
-        waiting: list[tuple[Piece, Transcript, np.ndarray]] = []
-
-        def work() -> None:
-            waiting.sort(key=lambda each: len(each[2]))  # little padding in the encoder
-            for start in range(0, len(waiting), batch_size):
-                batch, began = waiting[start : start + batch_size], time.perf_counter()
-                texts = self._transcribe([samples for _, _, samples in batch], instruction, generate)
-                rate = (time.perf_counter() - began) / sum(len(samples) for _, _, samples in batch)
-                for (piece, told, samples), text in zip(batch, texts, strict=True):
-                    piece.text = text
-                    told.seconds += rate * len(samples)
-            waiting.clear()
-
-        for source in sources:
-            told = Transcript()
-            try:
-                for piece, samples in self._pieces(source, sampling_rate, max_duration):
-                    told.pieces.append(piece)
-                    waiting.append((piece, told, samples))
-                    if len(waiting) >= AHEAD * batch_size:
-                        work()
-            except AudioError as error:
-                told.error = error
-            begun.append(told)
-            while begun and not any(other is begun[0] for _, other, _ in waiting):
-                yield begun.popleft()
-        work()
-        yield from begun
+        return in_order(
+            sources,
+            lambda source: self._pieces(source, sampling_rate, max_duration),
+            lambda clips: self._transcribe(clips, instruction, generate),
+            batch_size,
+        )
 
     def stream(
         self,
@@ -228,21 +136,8 @@ class Ears:
 
         Raises AudioError where the source breaks off.
         """
-        waiting: list[tuple[Piece, np.ndarray]] = []
-        size = 1
-
-        def written() -> list[Piece]:
-            texts = self._transcribe([samples for _, samples in waiting], instruction, generate) if waiting else []
-            done = [replace(piece, text=text) for (piece, _), text in zip(waiting, texts, strict=True)]
-            waiting.clear()
-            return done
-
-        for each in self._pieces(source, sampling_rate, max_duration):
-            waiting.append(each)
-            if len(waiting) == size:
-                yield from written()
-                size = min(2 * size, batch_size)
-        yield from written()
+        windowed = self._pieces(source, sampling_rate, max_duration)
+        return as_written(windowed, lambda clips: self._transcribe(clips, instruction, generate), batch_size)
 
     def _pieces(self, source: Any, sampling_rate: int | None, limit: float) -> Iterator[tuple[Piece, np.ndarray]]:
         longest, at = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window), 0

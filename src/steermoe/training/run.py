@@ -40,7 +40,7 @@ def first_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
     model = new_model(recipe)
     if recipe.init_from is not None:
         from ..adapter import start_from
-        from ..inference.ears import find_adapter
+        from ..inference.find import find_adapter
 
         for line in start_from(model, find_adapter(recipe.init_from)):
             say(line)
