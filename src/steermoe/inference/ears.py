@@ -21,9 +21,10 @@ from .chat import Conversation
 from .decoding import can_draft, full_attention, greedy
 from .find import DEFAULT, find_adapter
 from .grammar import Vocabulary
+from .halves import in_batches
 from .readings import best_readings
 from .tools import Dialect, find_dialect
-from .transcripts import Piece, Transcript, as_written, in_order
+from .transcripts import Piece, Transcript, Write, as_written, in_order
 
 BATCH = 8  # windows that are heard at once
 
@@ -118,7 +119,7 @@ class Ears:
         return in_order(
             sources,
             lambda source: self._pieces(source, sampling_rate, max_duration),
-            lambda clips: self._transcribe(clips, instruction, generate),
+            self._write_all(batch_size, instruction, generate),
             batch_size,
         )
 
@@ -137,13 +138,19 @@ class Ears:
         Raises AudioError where the source breaks off.
         """
         windowed = self._pieces(source, sampling_rate, max_duration)
-        return as_written(windowed, lambda clips: self._transcribe(clips, instruction, generate), batch_size)
+        return as_written(windowed, self._write_all(batch_size, instruction, generate), batch_size)
 
     def _pieces(self, source: Any, sampling_rate: int | None, limit: float) -> Iterator[tuple[Piece, np.ndarray]]:
         longest, at = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window), 0
         for samples in pieces(source, longest, sampling_rate, limit):
             yield Piece(at / RATE, (at + len(samples)) / RATE), samples
             at += len(samples)
+
+    def _write_all(self, size: int, instruction: str | None, generate: dict[str, Any]) -> Write:
+        """What writes windows of audio, ``size`` at a time."""
+        # What is drawn at random comes from one generator: then one batch after the other, too.
+        halved = self.model.device.type == "cpu" and not generate
+        return lambda clips: in_batches(lambda some: self._transcribe(some, instruction, generate), clips, size, halved)
 
     @torch.inference_mode()
     def _transcribe(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:

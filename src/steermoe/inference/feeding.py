@@ -7,10 +7,12 @@ wrong is taken out of the cache.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -75,16 +77,25 @@ AttentionInterface.register(APART, _attend_apart)
 AttentionMaskInterface.register(APART, sdpa_mask)
 
 
+_LOCK, _INSIDE = Lock(), Counter[int]()
+
+
 @contextmanager
 def _apart(llm: Any, texts: _Texts) -> Iterator[None]:
-    """Within the block the LLM's attention is computed text by text."""
+    """Within the block the LLM's attention is computed text by text; threads that have no texts, as ever."""
     config = llm.config.get_text_config()
     token = _TEXTS.set(texts)
-    config._attn_implementation = APART  # another thread meanwhile has no texts, and its attention is as ever
+    with _LOCK:
+        _INSIDE[id(config)] += 1
+        config._attn_implementation = APART
     try:
         yield
     finally:
-        config._attn_implementation = "sdpa"
+        with _LOCK:
+            _INSIDE[id(config)] -= 1
+            if not _INSIDE[id(config)]:
+                del _INSIDE[id(config)]
+                config._attn_implementation = "sdpa"
         _TEXTS.reset(token)
 
 
@@ -113,7 +124,7 @@ class Fed:
                 embeds, torch.full_like(places, ALL), places <= places[:, None], places, places[-1:]
             )[0]
             while len(known) >= BEGINNINGS:
-                known.pop(next(iter(known)))
+                known.pop(next(iter(known)), None)
             known[name] = [(layer.keys, layer.values) for layer in self.cache.layers], self.after
             return
         layers, self.after = known[name]

@@ -24,7 +24,7 @@ from ..lexical import Likeliest
 from .feeding import Fed
 
 NEVER = -1e30
-FAINT = -10.0  # a token of a lower log-probability is not followed
+FAINT = -8.0  # a token of a lower log-probability is not followed
 SURE = -0.01  # a blank of at least this log-probability changes no reading
 
 

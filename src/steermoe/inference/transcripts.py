@@ -42,7 +42,7 @@ class Transcript:
 
 
 Cut = Callable[[Any], Iterator[tuple[Piece, np.ndarray]]]  # a source -> its pieces, without text, and their samples
-Write = Callable[[list[np.ndarray]], list[str]]  # a batch of windows -> their texts
+Write = Callable[[list[np.ndarray]], list[str]]  # windows -> their texts, some at a time
 
 
 def in_order(sources: Iterable[Any], cut: Cut, write: Write, batch_size: int) -> Iterator[Transcript]:
@@ -52,13 +52,12 @@ def in_order(sources: Iterable[Any], cut: Cut, write: Write, batch_size: int) ->
 
     def work() -> None:
         waiting.sort(key=lambda each: len(each[2]))  # little padding in the encoder
-        for start in range(0, len(waiting), batch_size):
-            batch, began = waiting[start : start + batch_size], time.perf_counter()
-            texts = write([samples for _, _, samples in batch])
-            rate = (time.perf_counter() - began) / sum(len(samples) for _, _, samples in batch)
-            for (piece, told, samples), text in zip(batch, texts, strict=True):
-                piece.text = text
-                told.seconds += rate * len(samples)
+        began = time.perf_counter()
+        texts = write([samples for _, _, samples in waiting])
+        rate = (time.perf_counter() - began) / max(1, sum(len(samples) for _, _, samples in waiting))
+        for (piece, told, samples), text in zip(waiting, texts, strict=True):
+            piece.text = text
+            told.seconds += rate * len(samples)
         waiting.clear()
 
     for source in sources:
