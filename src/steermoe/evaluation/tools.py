@@ -25,6 +25,7 @@ import numpy as np
 from ..data.tool_tasks import Accepted, ToolTask, load_tasks
 from ..errors import AudioError, DataError, UsageError
 from . import collect, predictions, scoring
+from .grading import accuracy
 from .listener import adapter_digest, ears_of
 from .predictions import Row
 from .provenance import provenance
@@ -107,7 +108,7 @@ def run(listener: Listener, options: Options) -> dict[str, Any]:
     )
     columns = {name: {"accuracy": column.pop("exact"), **column} for name, column in told["columns"].items()}
     for column in columns.values():
-        column["groups"] = {g: {"n": v["n"], "accuracy": v["exact"]} for g, v in column["groups"].items()}
+        column["groups"] = {g: {"accuracy": v.pop("exact"), **v} for g, v in column["groups"].items()}
     own = columns.pop("speech")
     gap = {name: told[name] for name in ("gap", "p_value") if name in told}
     result: dict[str, Any] = {
@@ -251,14 +252,17 @@ def measure(rows: Sequence[Row], tasks: Sequence[ToolTask], columns: Sequence[st
         hits, given, wanted = np.sum(
             [slots(r[column]["calls"], t.accepted, t.compare) for r, t in pairs], axis=0
         ).tolist()
-        groups = {group: [int(x) for x, (_, t) in zip(right, pairs, strict=True) if t.group == group]
+        groups = {group: [bool(x) for x, (_, t) in zip(right, pairs, strict=True) if t.group == group]
                   for group in sorted({t.group for _, t in pairs})}  # fmt: skip
         found[column] = {
             "exact": float(right.mean()),
             "interval": [1 - high, 1 - low],
             "f1": 2 * hits / (given + wanted) if given + wanted else 1.0,
             "causes": dict(Counter(causes).most_common()),
-            "groups": {group: {"n": len(x), "exact": sum(x) / len(x)} for group, x in groups.items()},
+            "groups": {
+                group: {"n": len(x), "exact": sum(x) / len(x), "interval": accuracy(x)["interval"]}
+                for group, x in groups.items()
+            },
         }
     metrics: dict[str, Any] = {"n": len(pairs), "unheard": len(rows) - len(pairs), "columns": found}
     if "text" in found and "speech" in found:
