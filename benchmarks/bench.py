@@ -1,8 +1,9 @@
 """`make bench`: every question in a process of its own, one table, and benchmarks/results/latest.json.
 
-    python benchmarks/bench.py [--out benchmarks/results/latest.json]
+    python benchmarks/bench.py [--out benchmarks/results/latest.json] [--only QUESTION ...]
 
-Ratios are of medians within one run, so that they hold on a noisy machine; times are of this one.
+Ratios are of medians within one run, so that they hold on a noisy machine; times are of this one. With ``--only`` the answers to the
+other questions stay as they are in the file.
 """
 
 from __future__ import annotations
@@ -55,23 +56,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = Path(__file__).parent
     parser.add_argument("--out", type=Path, default=here / "results" / "latest.json")
+    parser.add_argument("--only", nargs="*", choices=QUESTIONS, default=QUESTIONS)
     arguments = parser.parse_args()
     numbers: dict[str, Any] = machine()
     print(" · ".join(f"{name} {value}" for name, value in numbers.items()))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for question in QUESTIONS:
+        for question in arguments.only:
             print(f"\n## {question}\n", flush=True)
             answer = Path(folder) / f"{question}.json"
             subprocess.run([sys.executable, str(here / f"{question}.py"), "--json", str(answer)], check=True)
             told = json.loads(answer.read_text())
             numbers |= told if question in FLAT else dict(leaves(told, question))
-    numbers["minutes"] = round((time.perf_counter() - began) / 60, 1)
+    minutes = round((time.perf_counter() - began) / 60, 1)
+    if set(arguments.only) == set(QUESTIONS):
+        numbers["minutes"] = minutes
+    elif arguments.out.is_file():
+        numbers = json.loads(arguments.out.read_text()) | numbers
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     scratch = arguments.out.with_name(f".{arguments.out.name}.part")
     scratch.write_text(json.dumps(numbers, indent=2) + "\n")
     os.replace(scratch, arguments.out)
-    print(f"\n{numbers['minutes']} minutes; {arguments.out}")
+    print(f"\n{minutes} minutes; {arguments.out}")
 
 
 if __name__ == "__main__":
