@@ -194,6 +194,22 @@ def test_what_is_wrong_with_a_chat_is_said(ask: OpenAI, more: Any, says: str) ->
             )
 
 
+def test_half_a_character_is_refused(url: str) -> None:
+    """A lone surrogate is JSON, but no text: neither a tokenizer nor an answer can hold it."""
+    half, call = "\ud800", {"name": "act", "description": "\ud800"}
+    for broken in (
+        {"messages": user(words(half))},
+        {"messages": user({"type": "input_audio", half: 1})},
+        {"messages": user({"type": half})},
+        {"tools": [{"type": "function", "function": call}]},
+        {"stop": half},
+        {"model": half},
+    ):
+        body = json.dumps({"model": "tiny", "messages": user(words("well")), "max_tokens": 2, **broken})
+        answer = requests.post(f"{url}/v1/chat/completions", data=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["message"], broken
+
+
 def test_what_is_wrong_with_a_clip_is_said(ask: OpenAI, url: str, clip: Clip) -> None:
     content = clip(1.0)
     for file, more, says in [

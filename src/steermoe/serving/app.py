@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -31,6 +32,11 @@ from .gate import Gate, Metrics, Settings, log, response, where
 from .protocol import ChatRequest, TranscriptionRequest
 
 CHAT_SECONDS = 600.0  # of audio in one conversation: an LLM's context holds no more
+PAGE = (Path(__file__).parent / "page.html").read_bytes()
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "media-src blob:; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 GONE = Response(status_code=499)  # nobody reads it
 FORM = {
     "requestBody": {
@@ -74,8 +80,8 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
         if asked.stream and asked.response_format not in ("json", "text"):
             raise Refusal(f"stream: not with {asked.response_format}; use json", param="stream")
         seconds = await run_in_threadpool(_measured, audio, settings.max_seconds)
-        request.scope["facts"].update(model=asked.model, audio_seconds=round(seconds, 3))
         told = engine.transcribe(asked.model, audio, seconds)
+        request.scope["facts"].update(model=asked.model, audio_seconds=round(seconds, 3))
         if asked.stream:
             return await _streamed(request, told, _transcript_events)
         whole = await _unless_gone(request, _all(told))
@@ -88,9 +94,9 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
     async def completions(request: Request, asked: ChatRequest) -> Response:
         model(asked.model)
         messages = await run_in_threadpool(_heard, asked.plain(), min(settings.max_seconds, CHAT_SECONDS))
+        told = engine.chat(asked.model, messages, asked.tools or [], asked.options())
         facts = request.scope["facts"]
         facts.update(model=asked.model)
-        told = engine.chat(asked.model, messages, asked.tools or [], asked.options())
         head = {"id": f"chatcmpl-{request.scope['request_id']}", "created": int(time.time()), "model": asked.model}
 
         def noted(answer: Answer) -> Answer:
@@ -123,6 +129,10 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Any:
         return about(model(name))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(PAGE, media_type="text/html; charset=utf-8", headers={"content-security-policy": POLICY})
 
     @app.get("/health")
     async def health() -> Any:

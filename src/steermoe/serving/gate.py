@@ -28,7 +28,7 @@ from .engine import Engine, Refusal
 from .protocol import refused
 
 log = logging.getLogger("steermoe.serving")
-OPEN = ("/health", "/ready")  # what needs no key
+OPEN = ("/", "/health", "/ready")  # what needs no key
 Scope = MutableMapping[str, Any]
 
 

@@ -138,6 +138,7 @@ class Local:
                 self._ears[name] = first.with_adapter(adapter) if first else self._load(adapter)
                 first = first or self._ears[name]
         except BaseException as error:
+            self._closed = True
             self.loaded.set_exception(error)
             return
         self.loaded.set_result(None)

@@ -123,6 +123,12 @@ class ChatRequest(BaseModel):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     modalities: list[Literal["text"]] | None = None
 
+    @field_validator("tools", "response_format", "stop")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text: ValueError
+        return value
+
     def options(self) -> dict[str, Any]:
         """What ``inference.writer.Options`` takes, as far as it was given."""
         choice = self.tool_choice.model_dump() if isinstance(self.tool_choice, ToolChoice) else self.tool_choice
@@ -152,12 +158,13 @@ class ChatRequest(BaseModel):
 
 def refused(error: Refusal) -> dict[str, Any]:
     kind = KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+    said = str(error).encode(errors="replace").decode()
+    return {"error": {"message": said, "type": kind, "param": error.param, "code": error.code}}
 
 
 def invalid(errors: Sequence[Any]) -> Refusal:
     """The first complaint of pydantic's. What was sent is not repeated."""
-    where = [str(name) for name in errors[0]["loc"] if name != "body"]
+    where = [str(name).encode(errors="replace").decode() for name in errors[0]["loc"] if name != "body"]
     said = str(errors[0]["msg"]).removeprefix("Value error, ")
     return Refusal(f"{'.'.join(where) or 'body'}: {said}", 400, "invalid_value", ".".join(where) or None)
 
