@@ -6,6 +6,7 @@ Needs playwright (PyPI) and a Chromium: on PATH, or named by STEERMOE_CHROMIUM; 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,24 +43,28 @@ def page(url: str, tmp_path: Any) -> Iterator[Any]:
         opened.on("console", lambda message: opened.said.append(message.text))
         opened.on("pageerror", lambda error: opened.said.append(str(error)))
         opened.goto(url)
-        opened.wait_for_function("document.getElementById('model').value === 'tiny'")
+        opened.locator("#model option", has_text="tiny").wait_for(state="attached")
         yield opened
         browser.close()
 
 
-def test_a_file_and_a_recording(page: Any, ears: Ears, clip: Callable[..., bytes], tmp_path: Any) -> None:
+def test_a_file_and_a_recording(page: Any, ears: Ears, clip: Callable[..., bytes]) -> None:
+    def status(says: str) -> None:
+        page.locator("#status", has_text=re.compile(says)).wait_for(timeout=20_000)
+
     content = clip(2.0, 1)
     page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": content})
-    page.wait_for_function("document.getElementById('status').textContent.startsWith('Done')")
-    assert page.inner_text("#text") == " ".join(ears.transcribe(content).split())  # type: ignore[union-attr]
+    status("^Done")
+    assert page.inner_text("#text") == " ".join(str(ears.transcribe(content)).split())
     page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": b"no audio"})
-    page.wait_for_function("document.getElementById('status').textContent.includes('not audio')")
+    status("not audio")
     page.focus("#record")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.getElementById('record').getAttribute('aria-pressed') === 'true'")
+    page.locator("#record[aria-pressed=true]").wait_for()
     page.wait_for_timeout(1500)
     page.keyboard.press("Enter")
-    page.wait_for_function("document.getElementById('status').textContent.startsWith('Done')")
-    page.wait_for_function("document.getElementById('player').duration > 0.5")
+    status("^Done")
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.getElementById('player').duration") > 0.5
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not [line for line in page.said if "400" not in line]

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..inference.chat import Answer
 from ..inference.ears import Piece
@@ -123,11 +123,11 @@ class ChatRequest(BaseModel):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     modalities: list[Literal["text"]] | None = None
 
-    @field_validator("tools", "response_format", "stop")
+    @model_validator(mode="before")
     @classmethod
-    def _text(cls, value: Any) -> Any:
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text: ValueError
-        return value
+    def _text(cls, body: Any) -> Any:
+        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text: a ValueError
+        return body
 
     def options(self) -> dict[str, Any]:
         """What ``inference.writer.Options`` takes, as far as it was given."""
