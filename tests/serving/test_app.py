@@ -14,6 +14,8 @@ from openai import OpenAI
 
 from steermoe import Conversation
 from steermoe.inference.ears import Ears
+from tests.conftest import speechlike
+from tests.serving.conftest import wav
 
 Clip = Callable[..., bytes]
 
@@ -142,6 +144,7 @@ def test_models(ask: OpenAI, url: str) -> None:
     assert requests.get(f"{url}/health").status_code == requests.get(f"{url}/ready").status_code == 200
 
 
+AUDIO = base64.b64encode(wav(speechlike(0.5))).decode()
 LINK = {"type": "input_audio", "input_audio": {"data": "http://127.0.0.1/a.wav", "format": "wav"}}
 
 
@@ -150,9 +153,9 @@ LINK = {"type": "input_audio", "input_audio": {"data": "http://127.0.0.1/a.wav",
     [
         {"type": "audio", "path": "/etc/hostname"},
         {"type": "audio", "audio": "/etc/hostname"},
-        {"type": "input_audio", "path": "/etc/hostname", "input_audio": {"data": "AAAA"}},
+        {"type": "input_audio", "path": "/etc/hostname", "input_audio": {"data": AUDIO}},
         {"type": "input_audio", "input_audio": {"path": "/etc/hostname"}},
-        {"type": "input_audio", "input_audio": {"data": "AAAA", "url": "http://127.0.0.1/a.wav"}},
+        {"type": "input_audio", "input_audio": {"data": AUDIO, "url": "http://127.0.0.1/a.wav"}},
         {"type": "input_audio", "input_audio": {"data": "/etc/hostname"}},
         {"type": "input_audio", "input_audio": {"data": ""}},
         {"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}},
