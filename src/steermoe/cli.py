@@ -113,6 +113,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--tool-choice", default="auto", metavar="HOW", help="auto, none, required, or the name of a tool")
 
+    sub = command("serve", "an OpenAI-compatible HTTP server", as_json=False)
+    sub.add_argument(
+        "--adapter", nargs="+", action="extend", metavar="A", help="one or more of one pair (default: tiny); requests choose "
+        "by `model`. A folder, hub id@commit, or a shipped name"
+    )  # fmt: skip
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument(
+        "--max-queue", type=_positive, default=64, metavar="N", help="more waiting requests are sent away (429)"
+    )
+    sub.add_argument("--max-seconds", type=_seconds, default=7200.0, metavar="S", help="longer audio is refused")
+
     sub = command("inspect", "parameters, and how the router routes one clip", adapter=True)
     sub.add_argument("audio", nargs="?", help="with it: routing statistics, and a picture with --out")
     sub.add_argument("--out", type=Path, help="PNG of the gates under the spectrogram")
@@ -345,6 +357,13 @@ def _chat(arguments: argparse.Namespace) -> Any:
     if not arguments.json:
         print(*map(in_lines, talk.exchange()), sep="\n")
     return {"answer": answer.text, "messages": talk.exchange()}
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    _quiet()
+    from .serving.run import serve
+
+    serve(arguments.adapter or ["tiny"], arguments.host, arguments.port, arguments.max_queue, arguments.max_seconds)
 
 
 def _inspect(arguments: argparse.Namespace) -> Any:

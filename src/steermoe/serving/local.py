@@ -1,0 +1,221 @@
+"""The engine of one machine: adapters of one pair in this process, all torch work in one thread.
+
+Three lanes take turns, so that no kind of request waits for all of another: short clips, a batch of those that wait at
+once; longer audio, a few of its windows a turn; chat, for a moment a turn. Within a lane it is first come, first served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..inference.chat import Answer, Conversation
+from ..inference.ears import BATCH, Ears, Piece, find_adapter, load
+from .engine import Refusal
+
+SHORT = 30.0  # seconds: clips up to here are batched with others; what is longer fills batches by itself
+SLICE = 0.25  # seconds of a turn: some ten tokens of a chat
+PATIENCE = 60  # seconds: the longest Retry-After
+
+
+class Job:
+    """A request: ``steps`` makes what is given to the client, one item a step."""
+
+    def __init__(self, model: str, steps: Callable[[Ears], Iterator[Any]], audio: bytes = b"") -> None:
+        self.model, self.steps, self.audio = model, steps, audio
+        self.gone, self.worked = False, 0.0
+        self._loop, self._items = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+    def give(self, *items: Any) -> None:
+        """From the worker's thread: pieces of the answer, None at its end, or the exception in its way."""
+        try:
+            for item in items:
+                self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+        except RuntimeError:  # the loop has ended: nobody listens
+            self.gone = True
+
+    async def items(self, timeout: float) -> AsyncGenerator[Any]:
+        until = self._loop.time() + timeout
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout_at(until):
+                        item = await self._items.get()
+                except TimeoutError:
+                    message = f"no answer within {timeout:g} s; try again later, or send less"
+                    raise Refusal(message, 503, "timeout", retry_after=PATIENCE) from None
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            self.gone = True
+
+
+class Lane:
+    """Jobs that wait, and the one that is under way."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Job] = deque()
+        self.current: tuple[Job, Iterator[Any]] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting) or self.current is not None
+
+
+class Local:
+    """``adapters`` by the names that requests use; ``loaded`` tells when they are there, or what went wrong."""
+
+    def __init__(
+        self, adapters: dict[str, Any], *, max_queue: int = 64, timeout: float = 900.0, load: Callable[..., Ears] = load
+    ) -> None:
+        self.models, self.max_queue, self.timeout = list(adapters), max_queue, timeout
+        self.loaded: Future[None] = Future()
+        self._adapters, self._load = adapters, load
+        self._ears: dict[str, Ears] = {}
+        self._clips, self._long, self._chat = self._lanes = Lane(), Lane(), Lane()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._pace = 1.0  # seconds a request takes, the last ones counting most
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        return sum(len(lane.waiting) for lane in self._lanes)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def admit(self) -> None:
+        if self._closed or not self.loaded.done():
+            said = "shutting down" if self._closed else "the models are being loaded"
+            raise Refusal(f"{said}; try again in a moment", 503, "not_ready", retry_after=5)
+        if (waiting := self.waiting) >= self.max_queue:
+            after = min(PATIENCE, max(1, ceil(self._pace * waiting)))
+            raise Refusal(f"{waiting} requests wait already; try again in {after} s", 429, "queue_full", None, after)
+
+    def transcribe(self, model: str, audio: bytes, seconds: float) -> AsyncGenerator[Piece]:
+        job = Job(model, lambda ears: ears.stream(audio, max_duration=seconds + 1), audio)
+        return self._queued(self._clips if seconds <= SHORT else self._long, job)
+
+    def chat(
+        self, model: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], options: dict[str, Any]
+    ) -> AsyncGenerator[str | Answer]:
+        def steps(ears: Ears) -> Iterator[Any]:
+            reply = Conversation(ears, messages, tools).stream(None, **options)
+            yield from reply
+            yield reply.answer
+
+        return self._queued(self._chat, Job(model, steps))
+
+    def _queued(self, lane: Lane, job: Job) -> AsyncGenerator[Any]:
+        with self._changed:
+            self.admit()
+            lane.waiting.append(job)
+            self._changed.notify()
+        return job.items(self.timeout)
+
+    def _run(self) -> None:
+        try:
+            first: Ears | None = None
+            for name, adapter in self._adapters.items():
+                self._ears[name] = first.with_adapter(adapter) if first else self._load(adapter)
+                first = first or self._ears[name]
+        except BaseException as error:
+            self._closed = True
+            self.loaded.set_exception(error)
+            return
+        self.loaded.set_result(None)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or any(self._lanes))
+                if self._closed:
+                    break
+            self._batch()
+            self._turn(self._long)
+            self._turn(self._chat)
+        left = [job for lane in self._lanes for job in lane.waiting]
+        for job in left + [lane.current[0] for lane in self._lanes if lane.current]:
+            job.give(Refusal("the server is shutting down", 503, "not_ready", retry_after=5))
+
+    def _take(self, lane: Lane, most: int = 1) -> list[Job]:
+        """The first jobs in line whose clients are still there, all of one model."""
+        with self._changed:
+            waiting = [job for job in lane.waiting if not job.gone]
+            taken = [job for job in waiting if job.model == waiting[0].model][:most]
+            lane.waiting = deque(job for job in waiting if job not in taken)
+        return taken
+
+    def _batch(self) -> None:
+        if jobs := self._take(self._clips, most=BATCH):
+            began = time.monotonic()
+            self._hear(jobs)
+            self._paced((time.monotonic() - began) / len(jobs))
+
+    def _hear(self, jobs: list[Job]) -> None:
+        try:
+            told = list(self._ears[jobs[0].model].transcripts([job.audio for job in jobs]))
+        except Exception as error:  # one clip must not cost the others their text: each by itself
+            for job in jobs if len(jobs) > 1 else []:
+                self._hear([job])
+            if len(jobs) == 1:
+                jobs[0].give(error)
+            return
+        for job, each in zip(jobs, told, strict=True):
+            job.give(*([each.error] if each.error else [*each.pieces, None]))
+
+    def _turn(self, lane: Lane) -> None:
+        until = time.monotonic() + SLICE
+        while (began := time.monotonic()) < until and not self._closed:
+            if lane.current is None:
+                if not (taken := self._take(lane)):
+                    return
+                lane.current = taken[0], taken[0].steps(self._ears[taken[0].model])
+            job, steps = lane.current
+            try:
+                item = None if job.gone else next(steps, None)
+            except Exception as error:
+                item = error
+            job.give(item)
+            job.worked += time.monotonic() - began
+            if item is None or isinstance(item, Exception):
+                lane.current = None
+                self._paced(job.worked)
+
+    def _paced(self, seconds: float) -> None:
+        self._pace += 0.2 * (seconds - self._pace)
+
+
+def named(adapters: Sequence[str]) -> dict[str, Path]:
+    """Adapters by the names that requests use: a shipped name, a hub id without its commit, or a folder's own name.
+
+    Raises AdapterError for one that is not there and UsageError for two of one name.
+    """
+    found: dict[str, Path] = {}
+    for adapter in adapters:
+        folder = find_adapter(adapter)
+        local = Path(adapter).expanduser()
+        name = str(adapter).partition("@")[0]
+        if local.exists():
+            own = local.resolve()
+            name = own.parent.name if own.name == "adapter" else own.name
+        if name in found:
+            raise UsageError(f"--adapter {adapter}: there is another named {name}; rename its folder")
+        found[name] = folder
+    return found

@@ -1,0 +1,259 @@
+"""The API as the official client sees it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+import requests
+from openai import OpenAI
+
+from steermoe import Conversation
+from steermoe.inference.ears import Ears
+from tests.conftest import speechlike
+from tests.serving.conftest import wav
+
+Clip = Callable[..., bytes]
+
+
+def heard(content: bytes) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(content).decode(), "format": "wav"}}
+
+
+def user(*parts: Any) -> list[Any]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def words(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+ACT = {
+    "type": "function",
+    "function": {
+        "name": "act",
+        "parameters": {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]},
+    },
+}
+
+
+def test_a_transcript_in_every_format(ask: OpenAI, ears: Ears, clip: Clip) -> None:
+    content = clip(2.0, 1)
+    text = ears.transcribe(content)
+    assert text
+    send: Any = lambda **more: ask.audio.transcriptions.create(model="tiny", file=("a.wav", content), **more)  # noqa: E731
+    assert send().text == text
+    assert send(response_format="text") == f"{text}\n"
+    told = send(response_format="verbose_json", timestamp_granularities=["segment"], language="en", temperature=0)
+    assert (told.text, told.duration, told.language) == (text, 2.0, "en")
+    assert [(s.start, s.end, s.text) for s in told.segments] == [(0.0, 2.0, text)]
+    assert send(response_format="srt").startswith("1\n00:00:00,000 --> 00:00:02,000\n")
+    assert send(response_format="vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n")
+
+
+def test_long_audio_has_segments_and_streams_them(ask: OpenAI, ears: Ears, clip: Clip) -> None:
+    content = clip(35.0, 2)
+    expected = [(piece.start, piece.end, piece.text) for piece in ears.stream(content)]
+    told: Any = ask.audio.transcriptions.create(model="tiny", file=content, response_format="verbose_json")
+    assert len(expected) == 2 and [(s.start, s.end) for s in told.segments] == [
+        (pytest.approx(start, abs=1e-3), pytest.approx(end, abs=1e-3)) for start, end, _ in expected
+    ]
+    *deltas, done = ask.audio.transcriptions.create(model="tiny", file=content, stream=True)
+    assert [event.type for event in deltas] == ["transcript.text.delta"] * len([t for *_, t in expected if t])
+    assert "".join(event.delta for event in deltas) == done.text == told.text == ears.transcribe(content)
+
+
+def test_an_answer_to_what_was_heard(ask: OpenAI, ears: Ears, clip: Clip) -> None:
+    messages = user(heard(clip(1.2, 1)), words("said the fox"))
+    expected = Conversation(ears, messages).answer(max_new_tokens=12)
+    answer = ask.chat.completions.create(model="tiny", messages=messages, max_tokens=12)
+    choice = answer.choices[0]
+    assert (choice.message.content, choice.finish_reason) == (expected.text, expected.finish_reason) and expected.text
+    assert answer.usage and answer.usage.prompt_tokens == expected.usage.prompt_tokens
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+    chunks = list(
+        ask.chat.completions.create(
+            model="tiny",
+            messages=messages,
+            max_completion_tokens=12,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected.text
+    assert chunks[-1].usage == answer.usage and not chunks[-1].choices
+    assert chunks[-2].choices[0].finish_reason == expected.finish_reason
+
+
+def test_text_alone_stop_seed_and_turns(ask: OpenAI, ears: Ears) -> None:
+    messages: list[Any] = [
+        {"role": "developer", "content": "user system"},
+        {"role": "user", "content": "very well"},
+        {"role": "assistant", "content": [words("said")]},
+        {"role": "user", "content": [words("quick"), words("brown")]},
+    ]
+    plain = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+    drawn: Any = {"temperature": 1.5, "top_p": 0.9, "seed": 7}
+    expected = Conversation(ears, plain).answer(max_new_tokens=16, **drawn).text
+    send: Any = lambda **more: (  # noqa: E731
+        ask.chat.completions.create(model="tiny", messages=messages, max_tokens=16, **drawn, **more).choices[0]
+    )
+    assert send().message.content == expected and len(expected) > 4
+    stop = expected[2:4]
+    assert send(stop=[stop]).message.content == expected[: expected.find(stop)].rstrip()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_and_their_results(ask: OpenAI, clip: Clip, stream: bool) -> None:
+    messages = user(heard(clip(0.8, 3)))
+    more: Any = {"tools": [ACT], "tool_choice": {"type": "function", "function": {"name": "act"}}, "stream": stream}
+    answer: Any = ask.chat.completions.create(model="tiny", messages=messages, **more)
+    if stream:
+        chunks = list(answer)
+        calls = [call for c in chunks for call in c.choices[0].delta.tool_calls or ()]
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    else:
+        calls = answer.choices[0].message.tool_calls
+        assert answer.choices[0].finish_reason == "tool_calls"
+    assert calls[0].function.name == "act" and set(json.loads(calls[0].function.arguments)) == {"on"}
+    turn = {"id": calls[0].id, "type": "function"}
+    turn |= {"function": {"name": "act", "arguments": calls[0].function.arguments}}
+    result: Any = {"role": "tool", "tool_call_id": calls[0].id, "content": [words("done")]}
+    messages += [{"role": "assistant", "content": None, "tool_calls": [turn]}, result]
+    said = ask.chat.completions.create(model="tiny", messages=messages, tools=[ACT], tool_choice="none", max_tokens=4)
+    assert said.choices[0].finish_reason in ("stop", "length")
+
+
+def test_json_that_fits_its_schema(ask: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    answer = ask.chat.completions.create(model="tiny", messages=user(words("well")), response_format=wanted)
+    assert json.loads(answer.choices[0].message.content or "")["n"] in (1, 2)
+
+
+def test_models(ask: OpenAI, url: str) -> None:
+    assert [model.id for model in ask.models.list()] == ["tiny"] and ask.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError) as refused:
+        ask.models.retrieve("whisper-1")
+    assert refused.value.code == "model_not_found"
+    assert requests.get(f"{url}/health").status_code == requests.get(f"{url}/ready").status_code == 200
+
+
+AUDIO = base64.b64encode(wav(speechlike(0.5))).decode()
+LINK = {"type": "input_audio", "input_audio": {"data": "http://127.0.0.1/a.wav", "format": "wav"}}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "audio", "path": "/etc/hostname"},
+        {"type": "audio", "audio": "/etc/hostname"},
+        {"type": "input_audio", "path": "/etc/hostname", "input_audio": {"data": AUDIO}},
+        {"type": "input_audio", "input_audio": {"path": "/etc/hostname"}},
+        {"type": "input_audio", "input_audio": {"data": AUDIO, "url": "http://127.0.0.1/a.wav"}},
+        {"type": "input_audio", "input_audio": {"data": "/etc/hostname"}},
+        {"type": "input_audio", "input_audio": {"data": ""}},
+        {"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}},
+        LINK,
+    ],
+)
+def test_no_path_and_no_address_is_read(ask: OpenAI, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steermoe import audio
+
+    def never(*_: Any) -> None:
+        raise AssertionError("a path was looked at")
+
+    monkeypatch.setattr(audio, "_check_file", never)
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask.chat.completions.create(model="tiny", messages=user(part))
+    assert refused.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"n": 2}, "n:"),
+        ({"logprobs": True}, "logprobs"),
+        ({"temperature": -1}, "temperature"),
+        ({"tool_choice": "required"}, "no such tool"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name 'a b'"),
+        ({"tools": [ACT], "tool_choice": "required", "response_format": {"type": "json_object"}}, "one answer"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": {"a": 1}}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "very " * 3000}]}, "longer than the LLM takes"),
+    ],
+)
+def test_what_is_wrong_with_a_chat_is_said(ask: OpenAI, more: Any, says: str) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=says):
+            ask.chat.completions.create(
+                **{"model": "tiny", "messages": user(words("well")), "stream": stream, "max_tokens": 4, **more}
+            )
+
+
+def test_half_a_character_is_refused(url: str) -> None:
+    """A lone surrogate is JSON, but no text: neither a tokenizer nor an answer can hold it."""
+    half, call = "\ud800", {"name": "act", "description": "\ud800"}
+    for broken in (
+        {"messages": user(words(half))},
+        {"messages": user({"type": "input_audio", half: 1})},
+        {"messages": user({"type": half})},
+        {"tools": [{"type": "function", "function": call}]},
+        {"stop": half},
+        {"model": half},
+    ):
+        body = json.dumps({"model": "tiny", "messages": user(words("well")), "max_tokens": 2, **broken})
+        answer = requests.post(f"{url}/v1/chat/completions", data=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400 and answer.json()["error"]["message"], broken
+
+
+def test_what_is_wrong_with_a_clip_is_said(ask: OpenAI, url: str, clip: Clip) -> None:
+    content = clip(1.0)
+    for file, more, says in [
+        (b"no audio at all", {}, "not audio"),
+        (b"", {}, "0 bytes"),
+        (content[: len(content) // 2], {}, "truncated"),
+        (clip(81.0), {}, "more than the limit of 80 s; split it"),
+        (content, {"temperature": 0.5}, "temperature"),
+        (content, {"response_format": "diarized_json"}, "response_format"),
+        (content, {"stream": True, "response_format": "srt"}, "stream"),
+        (content, {"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+    ]:
+        with pytest.raises(openai.BadRequestError, match=says):
+            ask.audio.transcriptions.create(**{"model": "tiny", "file": ("a.wav", file), **more})
+    with pytest.raises(openai.NotFoundError):
+        ask.audio.transcriptions.create(model="other", file=content)
+    path = f"{url}/v1/audio/transcriptions"
+    for sent in (
+        {"data": {"model": "tiny", "file": "/etc/hostname"}},
+        {"json": {"model": "tiny", "file": "http://127.0.0.1/a.wav"}},
+        {"files": {"file": content}},
+        {"files": {"model": (None, "tiny"), "file": (None, "/etc/hostname")}},
+        {"data": b"--x\r\nbroken", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+        {"data": b"", "headers": {"content-type": "multipart/form-data"}},
+    ):
+        answer = requests.post(path, **sent)
+        assert answer.status_code == 400 and answer.json()["error"]["message"], sent
+
+
+def test_what_is_too_large(ask: OpenAI, url: str, clip: Clip) -> None:
+    large = b"x" * 3_000_001
+    with pytest.raises(openai.APIStatusError) as refused:
+        ask.audio.transcriptions.create(model="tiny", file=large)
+    assert refused.value.status_code == 413 and refused.value.code == "too_large"
+    for path in ("audio/transcriptions", "chat/completions"):  # in chunks, its size is found out on the way
+
+        def chunks(form: bool = "audio" in path) -> Any:
+            yield b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' if form else b" "
+            for _ in range(30):
+                yield b" " * 100_000
+
+        kind = "multipart/form-data; boundary=x" if "audio" in path else "application/json"
+        answer = requests.post(f"{url}/v1/{path}", data=chunks(), headers={"content-type": kind})
+        assert answer.status_code == 413, path

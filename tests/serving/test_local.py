@@ -1,0 +1,201 @@
+"""The engine: batches, turns, a bounded queue, clients that leave, requests that never touch each other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+
+from steermoe.errors import AdapterError, UsageError
+from steermoe.inference.ears import Ears, load
+from steermoe.serving import local as local_module
+from steermoe.serving.local import Local, named
+from tests.serving.conftest import client, local, running
+
+Clip = Callable[..., bytes]
+
+
+class Watched:
+    """Ears that wait for ``gate`` before they work, and remember how many sources came at once."""
+
+    def __init__(self, ears: Ears) -> None:
+        self.ears, self.gate, self.entered = ears, threading.Event(), threading.Event()
+        self.batches: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ears, name)
+
+    def transcripts(self, sources: list[bytes]) -> Iterator[Any]:
+        self.batches.append(len(sources))
+        self.entered.set()
+        assert self.gate.wait(30)
+        if any(source.endswith(b"POISON") for source in sources):
+            raise RuntimeError("an engine that breaks")
+        return self.ears.transcripts(sources)
+
+
+@pytest.fixture
+def watched(ears: Ears) -> Watched:
+    return Watched(ears)
+
+
+def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def test_what_waits_is_heard_at_once_and_a_broken_clip_costs_no_other(watched: Watched, ears: Ears, clip: Clip) -> None:
+    clips = [clip(1.0 + 0.2 * i, i) for i in range(6)]
+    expected = ears.transcribe(clips)
+    engine = local(watched)  # type: ignore[arg-type]
+    with running(engine) as url, ThreadPoolExecutor(8) as pool:
+        engine.loaded.result(timeout=30)
+        ask = client(url)
+
+        def send(content: bytes) -> str:
+            return ask.audio.transcriptions.create(model="tiny", file=content).text
+
+        first = pool.submit(send, clips[0])
+        assert watched.entered.wait(10)  # the others come while it is busy
+        others = [pool.submit(send, content) for content in [*clips[1:], clips[0] + b"POISON"]]
+        until(lambda: engine.waiting == 6)
+        watched.gate.set()
+        assert [f.result() for f in [first, *others[:5]]] == expected
+        with pytest.raises(openai.InternalServerError, match="something broke here"):
+            others[5].result()
+    assert watched.batches[:2] == [1, 6] and watched.batches[2:] == [1] * 6
+
+
+def test_a_full_queue_a_client_that_leaves_and_one_that_obeys(watched: Watched, ears: Ears, clip: Clip) -> None:
+    content = clip(1.0)
+    engine = local(watched, max_queue=2)  # type: ignore[arg-type]
+    with running(engine) as url, ThreadPoolExecutor(8) as pool:
+        engine.loaded.result(timeout=30)
+        send: Any = lambda **how: client(url, **how).audio.transcriptions.create(model="tiny", file=content).text  # noqa: E731
+        first = pool.submit(send)
+        assert watched.entered.wait(10)
+        impatient = [pool.submit(send, timeout=0.5) for _ in range(2)]
+        until(lambda: engine.waiting == 2)
+        with pytest.raises(openai.RateLimitError) as refused:
+            send()
+        assert refused.value.code == "queue_full" and int(refused.value.response.headers["retry-after"]) >= 1
+        obedient = pool.submit(send, max_retries=3)
+        for left in impatient:
+            with pytest.raises(openai.APITimeoutError):
+                left.result()
+        time.sleep(0.2)  # the server hears of it
+        watched.gate.set()
+        assert first.result() == obedient.result() == ears.transcribe(content)
+    assert watched.batches == [1, 1]  # nobody worked for those who left
+
+
+def test_a_stream_whose_reader_leaves_is_not_written_on(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        def __init__(self, *_: Any) -> None: ...
+
+        def stream(self, *_: Any, **__: Any) -> Iterator[str]:
+            while True:
+                time.sleep(0.01)
+                yield "on and "
+
+    monkeypatch.setattr(local_module, "Conversation", Endless)
+    engine = local(ears)
+    with running(engine) as url:
+        engine.loaded.result(timeout=30)
+        messages: Any = [{"role": "user", "content": "very well"}]
+        with client(url).chat.completions.create(model="tiny", messages=messages, stream=True) as answer:
+            next(iter(answer))
+            until(lambda: engine._chat.current is not None)
+        until(lambda: engine._chat.current is None)
+
+
+def test_long_audio_and_chat_take_turns(ears: Ears, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short clip and a chat that come after a long one are answered before it is done."""
+    monkeypatch.setattr(local_module, "SLICE", 0.01)
+    order: list[str] = []
+    long = clip(150.0)
+    engine = local(ears)
+    with running(engine) as url, ThreadPoolExecutor(8) as pool:
+        engine.loaded.result(timeout=30)
+        ask = client(url)
+
+        def say(name: str, content: Any) -> None:
+            if isinstance(content, bytes):
+                ask.audio.transcriptions.create(model="tiny", file=content)
+            else:
+                ask.chat.completions.create(model="tiny", messages=content, max_tokens=4)
+            order.append(name)
+
+        jobs = [pool.submit(say, "long", long)]
+        until(lambda: engine._long.current is not None)
+        jobs.append(pool.submit(say, "short", clip(1.0)))
+        jobs.append(pool.submit(say, "chat", [{"role": "user", "content": "well"}]))
+        for job in jobs:
+            job.result()
+    assert order[-1] == "long"
+
+
+def test_what_takes_too_long_is_given_up(watched: Watched, clip: Clip) -> None:
+    engine = local(watched, timeout=0.2)  # type: ignore[arg-type]
+    with running(engine) as url:
+        engine.loaded.result(timeout=30)
+        with pytest.raises(openai.InternalServerError) as refused:
+            client(url).audio.transcriptions.create(model="tiny", file=clip(1.0))
+        assert (refused.value.status_code, refused.value.code) == (503, "timeout")
+        watched.gate.set()
+
+
+def test_before_it_is_ready_and_when_it_closes(ears: Ears, clip: Clip) -> None:
+    gate = threading.Event()
+
+    def slowly(_: Any) -> Ears:
+        assert gate.wait(30)
+        return ears
+
+    engine = Local({"tiny": None}, load=slowly)
+    with running(engine) as url:
+        import requests
+
+        assert requests.get(f"{url}/health").status_code == 200
+        assert requests.get(f"{url}/ready").status_code == 503
+        with pytest.raises(openai.InternalServerError) as refused:
+            client(url).audio.transcriptions.create(model="tiny", file=clip(1.0))
+        assert refused.value.status_code == 503 and refused.value.code == "not_ready"
+        gate.set()
+        engine.loaded.result(timeout=30)
+        assert requests.get(f"{url}/ready").status_code == 200
+    assert not engine._thread.is_alive()
+
+
+def test_adapters_side_by_side_in_one_server(make: Callable[..., Ears], clip: Clip, tmp_path: Path) -> None:
+    for i in (1, 2):
+        make(seed=i, prompt_vectors=2).model.save_adapter(tmp_path / f"a{i}" / "adapter")
+    content = clip(1.5, 4)
+
+    def in_full(folder: Any) -> Ears:
+        return load(folder, dtype=torch.float32)
+
+    found = named([str(tmp_path / "a1"), str(tmp_path / "a2" / "adapter")])
+    assert list(found) == ["a1", "a2"]
+    alone = {name: in_full(folder).transcribe(content) for name, folder in found.items()}
+    assert alone["a1"] != alone["a2"]
+    engine = Local(found, load=in_full)
+    with running(engine) as url, ThreadPoolExecutor(6) as pool:
+        engine.loaded.result(timeout=30)
+        ask = client(url)
+        names = ["a1", "a2"] * 3
+        told = pool.map(lambda name: ask.audio.transcriptions.create(model=name, file=content).text, names)
+        assert list(told) == [alone[name] for name in names]
+    with pytest.raises(UsageError, match="another named a1"):
+        named([str(tmp_path / "a1"), str(tmp_path / "a1" / "adapter")])
+    with pytest.raises(AdapterError, match="no adapter there"):
+        named(["nowhere"])
