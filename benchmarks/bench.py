@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from steermoe.evaluation.predictions import replace
+
 FLAT = ("steering_overhead", "training_speed", "transcription_speed")
 QUESTIONS = (*FLAT, "steering_op")
 
@@ -73,10 +75,7 @@ def main() -> None:
         numbers["minutes"] = minutes
     elif arguments.out.is_file():
         numbers = json.loads(arguments.out.read_text()) | numbers
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = arguments.out.with_name(f".{arguments.out.name}.part")
-    scratch.write_text(json.dumps(numbers, indent=2) + "\n")
-    os.replace(scratch, arguments.out)
+    replace(arguments.out, json.dumps(numbers, indent=2) + "\n")
     print(f"\n{minutes} minutes; {arguments.out}")
 
 

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -27,9 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from steering_overhead import DEVICE, clock, large, measure
+from training_speed import PlainPair
+
+from steermoe.evaluation.predictions import replace
 
 HERE = Path(__file__).parent
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLIPS, SECONDS, TOKENS = 8, 15, 60  # of a training step
 HEARD, WRITTEN, BATCHES = 10, 40, (1, 32, 128)  # seconds of a clip, tokens of its text
 SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
@@ -76,16 +77,6 @@ def ours(shape: str) -> Any:
     return SteerMoEForConditionalGeneration(config, wrap(encoder, extractor), llm).to(DEVICE)
 
 
-def clock(work: Callable[[], Any]) -> float:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def noise(count: int, seconds: float) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.standard_normal(int(seconds * 16_000)).astype(np.float32) * 0.05 for _ in range(count)]
@@ -106,9 +97,6 @@ def step(variant: str, shape: str) -> Callable[[], Any]:
         trained = [p for p in model.parameters() if p.requires_grad]
         loss: Callable[[], Any] = lambda: model(**inputs).loss  # noqa: E731
     else:
-        sys.path.insert(0, str(HERE))
-        from training_speed import PlainPair
-
         plain = variant == "plain"
         encoder, extractor, llm = parts(shape, torch.float32)
         pair = PlainPair(full_router=not plain, encoder=encoder, llm=llm).to(DEVICE).train()
@@ -193,10 +181,9 @@ def main() -> None:
         numbers.update(values)
         for name, value in values.items():
             print(f"{name}: {value}", flush=True)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = arguments.out.with_name(f".{arguments.out.name}.part")
-        scratch.write_text(json.dumps(numbers, indent=2) + "\n")
-        os.replace(scratch, arguments.out)  # after every figure: what was measured stays, whatever comes
+        replace(
+            arguments.out, json.dumps(numbers, indent=2) + "\n"
+        )  # after every figure: what was measured stays, whatever comes
 
     tests = [sys.executable, "-m", "pytest", "-q", str(HERE.parent / "tests" / "test_kernels.py"), "-k", "cuda"]
     done = subprocess.run(tests, capture_output=True, text=True)
@@ -207,9 +194,6 @@ def main() -> None:
         tell(steering_op=json.loads(answer.read_text()))
         answer.unlink()
     if shape == "w7b":
-        sys.path.insert(0, str(HERE))
-        from steering_overhead import large, measure
-
         tell(steering_overhead_large=measure(large(), 30.0, 15))
     for variant in ("ours", "plain", "reference"):
         tell(**{f"train_{variant}": child("--part", variant, "--shape", shape)})

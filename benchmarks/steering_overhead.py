@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,7 +47,9 @@ def base() -> Any:
     return wrap(load_encoder(name, auto_dtype(DEVICE)), load_feature_extractor(name))
 
 
-def clock(work: Any) -> float:
+def clock(work: Callable[[], Any]) -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
     began = time.perf_counter()
     work()
     if DEVICE == "cuda":

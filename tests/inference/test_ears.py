@@ -267,6 +267,12 @@ def test_adapters_side_by_side(make: Callable[..., Ears], tmp_path: Path) -> Non
         first.with_adapter(tmp_path / "3")
     with pytest.raises(AdapterError, match="another pair"):
         first.with_adapter("tiny")
+    pytest.importorskip("peft")
+    make(lora_rank=2).model.save_adapter(tmp_path / "4")
+    with pytest.raises(AdapterError, match=r"4: its LoRA lies in the encoder"):
+        first.with_adapter(tmp_path / "4")
+    with pytest.raises(AdapterError, match=r"4: its LoRA lies in the encoder"):
+        load(tmp_path / "4", dtype=torch.float32).with_adapter(tmp_path / "0")
 
 
 def hears(ears: Ears, clip: np.ndarray) -> list[torch.Tensor]:

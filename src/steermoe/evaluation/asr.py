@@ -29,6 +29,12 @@ RESERVED = BASE | WORK | {OWN, "baseline", "duration", "error", "question", "spe
 
 def run(listener: Listener, options: Options) -> dict[str, Any]:
     """As the command line asks: the listener on ``options.data``."""
+    baseline = listener.own_decoder() if options.baseline else None
+    return measured(listener, options, baseline=baseline, columns={"heard": listener.hear} if options.heard else None)
+
+
+def measured(listener: Listener, options: Options, **more: Any) -> dict[str, Any]:
+    """``evaluate_asr`` of a listener's transcripts; ``more`` are its other arguments."""
     return evaluate_asr(
         listener.transcribe,
         options.examples,
@@ -37,11 +43,10 @@ def run(listener: Listener, options: Options) -> dict[str, Any]:
         batch_size=options.batch_size,
         out=options.out,
         shard=options.shard,
-        baseline=listener.own_decoder() if options.baseline else None,
-        columns={"heard": listener.hear} if options.heard else None,
         adapter=listener.name,
         fingerprint=listener.fingerprint,
         about=listener.about(),
+        **more,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import augment
-from .asr import Transcribe, evaluate_asr
+from .asr import Transcribe, measured
 
 if TYPE_CHECKING:
     from .listener import Listener
@@ -56,20 +56,8 @@ def under(name: str, samples: np.ndarray) -> np.ndarray:
 
 def run(listener: Listener, options: Options) -> dict[str, Any]:
     """The asr suite with a column for each condition: its rates, and the p-value of its WER against the clean one's."""
-    return evaluate_asr(
-        listener.transcribe,
-        options.examples,
-        data=options.data,
-        normalizer=options.normalizer,
-        batch_size=options.batch_size,
-        out=options.out,
-        shard=options.shard,
-        columns={name: _heard_under(name, listener.transcribe) for name in CONDITIONS},
-        adapter=listener.name,
-        fingerprint=listener.fingerprint,
-        about=listener.about(),
-        suite="robustness",
-    )
+    columns = {name: _heard_under(name, listener.transcribe) for name in CONDITIONS}
+    return measured(listener, options, columns=columns, suite="robustness")
 
 
 def _heard_under(name: str, transcribe: Transcribe) -> Transcribe:

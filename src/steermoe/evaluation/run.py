@@ -8,7 +8,7 @@ from typing import Any
 from ..data import Example
 from ..errors import UsageError
 from ..inference.ears import Ears, load
-from .asr import evaluate_asr
+from . import asr
 from .collect import Shard
 from .listener import Adapter, Listener
 from .predictions import read_run
@@ -27,21 +27,11 @@ def evaluate_ears(
     steering: bool = True,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """The asr suite for an adapter in memory; see ``evaluate_asr`` for what comes back."""
-    listener = Adapter(ears, batch_size, steering)
-    return evaluate_asr(
-        listener.transcribe,
-        examples,
-        normalizer=normalizer,
-        batch_size=batch_size,
-        out=out,
-        baseline=listener.own_decoder() if baseline else None,
-        columns={"heard": listener.hear} if heard else None,
-        data=data,
-        adapter=listener.name,
-        fingerprint=listener.fingerprint,
-        about=listener.about(),
+    """The asr suite for an adapter in memory; see ``asr.evaluate_asr`` for what comes back."""
+    options = Options(
+        examples, data, normalizer=normalizer, batch_size=batch_size, baseline=baseline, heard=heard, out=out
     )
+    return asr.run(Adapter(ears, batch_size, steering), options)
 
 
 def evaluate(arguments: Any) -> dict[str, Any]:

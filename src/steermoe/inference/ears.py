@@ -60,6 +60,11 @@ class Ears:
         mine = self.config
         if content["pair"] != getattr(self.model, "pair_fingerprint", None):
             raise AdapterError(f"{adapter}: trained for another pair than {self.adapter_name}; load it by itself")
+        if config.lora_rank or mine.lora_rank:
+            theirs = adapter if config.lora_rank else self.adapter_name
+            raise AdapterError(
+                f"{theirs}: its LoRA lies in the encoder, which others would hear with; load each by itself"
+            )
         for name in ("encoder_layers", "pad_to_window"):
             if getattr(config, name) != getattr(mine, name):
                 raise AdapterError(f"{adapter}: its {name} is not that of {self.adapter_name}; load it by itself")

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..errors import UsageError
+from .decoding import only_attends
 
 Slot = int | tuple[str, int]
 
@@ -27,8 +28,7 @@ class Held:
         self.most = getattr(self.config, "max_position_embeddings", None)
         # Attention's cache can be cut back anywhere if every layer keeps everything, also those that look at a window
         # only; a recurrent state cannot: there a prompt continues the last one, or begins anew.
-        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
-        self.divisible = kinds <= {"full_attention", "sliding_attention"}
+        self.divisible = only_attends(self.config)
         self.forget()
 
     def forget(self) -> None:

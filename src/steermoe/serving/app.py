@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from ..audio import RATE, decode, pieces
 from ..errors import AudioError, UsageError
 from ..inference.chat import Answer
-from ..inference.ears import Piece
+from ..inference.transcripts import Piece
 from . import protocol
 from .engine import Engine, Refusal
 from .gate import Gate, Metrics, Settings, log, response, where

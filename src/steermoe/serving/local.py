@@ -18,7 +18,9 @@ from typing import Any
 
 from ..errors import UsageError
 from ..inference.chat import Answer, Conversation
-from ..inference.ears import BATCH, Ears, Piece, find_adapter, load
+from ..inference.ears import BATCH, Ears, load
+from ..inference.find import find_adapter
+from ..inference.transcripts import Piece
 from .engine import Refusal
 
 SHORT = 30.0  # seconds: clips up to here are batched with others; what is longer fills batches by itself
