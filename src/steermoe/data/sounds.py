@@ -1,7 +1,7 @@
 """``sounds``: questions about sounds that are no words, composed from recordings of Debian packages.
 
-Which file is what stands in ``sounds.tsv``: 32 classes, chosen by the files' names, durations and levels; nobody listened
-to them all. The split is by package: a class's ``test`` recordings come from packages that ``train`` and ``valid`` take
+Which file is what stands in ``sounds.tsv``: 32 classes, chosen by the files' names, durations and levels, and checked by their
+spectrograms; nobody listened to them. The split is by package: a class's ``test`` recordings come from packages that ``train`` and ``valid`` take
 nothing of that class from (``valid``: other clips of train's recordings). Clip i is a pure function of its split and i.
 Four kinds of question (``prompt``), each with one answer (``text``): what is heard, is there a ..., how many, which came first.
 
@@ -33,7 +33,7 @@ SIZES = {"train": 1600, "valid": 160, "test": 400}
 KINDS = ("what", "is there", "how many", "which first")
 NUMBERS = ("one", "two", "three")
 LONGEST, GAP, LEVEL = 2.5, 0.35, 0.06  # seconds of one sound, seconds between two, root mean square of each
-RECIPE = "v1"  # a new one when clips change
+RECIPE = "v2"  # a new one when clips change
 PACKAGES = {
     "tuxpaint": (Package("deb", "tuxpaint-stamps-default", "2022.06.04-1", "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"), "usr/share/tuxpaint/stamps"),
     "gcompris": (Package("deb", "gcompris-qt-data", "3.1-2", "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f"), "usr/share/gcompris-qt/rcc"),
