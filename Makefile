@@ -1,4 +1,4 @@
-# make install | quickstart | test | test-all | lint | support | bench | table | clean
+# make install | quickstart | test | test-all | lint | support | bench | table | report | sounds | clean
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Without a GPU the CPU build of torch is enough; a newer torch from an index would bring gigabytes of CUDA.
 TORCH  ?= torch==2.13.0
 
-.PHONY: install quickstart test test-all lint support bench table clean
+.PHONY: install quickstart test test-all lint support bench table report sounds clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -36,6 +36,29 @@ bench: install
 
 table: install
 	$(BIN)/python benchmarks/steering_table.py
+
+# Everything the adapter that ships is measured on, as one page; what was computed before is kept. `make sounds` adds the adapter for sounds.
+RUNS  ?= runs/report
+SCORE  = $(BIN)/steermoe evaluate
+report: install
+	$(SCORE) --suite text --out $(RUNS)/text
+	$(SCORE) --data fotaq:test --baseline --heard --out $(RUNS)/fotaq
+	$(SCORE) --data asterisk:test --baseline --heard --out $(RUNS)/asterisk
+	$(SCORE) --suite robustness --data fotaq:valid --out $(RUNS)/robustness
+	$(SCORE) --data librivox --baseline --heard --out $(RUNS)/librivox
+	$(SCORE) --suite gap --out $(RUNS)/gap
+	$(SCORE) --suite tools --data home --limit 100 --out $(RUNS)/home
+	$(SCORE) --suite tools --data bfcl --limit 100 --out $(RUNS)/bfcl
+	$(BIN)/steermoe report $(addprefix $(RUNS)/,text fotaq asterisk robustness librivox gap home bfcl) \
+		$(wildcard $(RUNS)/sounds-static $(RUNS)/sounds) --play $(RUNS)/librivox --play $(RUNS)/gap \
+		--title "The adapters that ship, measured" --out docs/report.html
+
+# The paper's comparison on sounds that are no words: steered against static.
+sounds: install
+	$(BIN)/steermoe train recipes/sounds.yaml out=runs/sounds
+	$(BIN)/steermoe train recipes/sounds.yaml out=runs/sounds-static model.steer=false
+	$(SCORE) --suite aqa --data sounds:test --adapter runs/sounds/adapter --out $(RUNS)/sounds
+	$(SCORE) --suite aqa --data sounds:test --adapter runs/sounds-static/adapter --out $(RUNS)/sounds-static
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -90,6 +90,7 @@ def shell(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         ("evaluate --data {wav} --shard 3/2 --out x", 2, "--shard 3/2: give part and parts"),
         ("evaluate --data {wav} --against x", 2, "--against x: needs --out"),
         ("compare {tmp} {tmp}", 1, "no finished run"),
+        ("report {tmp} --out {tmp}/r.html", 1, "no finished run"),
         ("evaluate --data fotak:test", 1, "fotak:test: no such source; did you mean 'fotaq'?"),
         ("evaluate --data {tmp}/absent.jsonl", 1, "absent.jsonl: no such manifest"),
         ("transcribe {tmp}/absent.wav", 1, "absent.wav: no such file"),
@@ -156,7 +157,7 @@ def test_help_is_instant_and_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    for command in ("fetch", "train", "evaluate", "compare", "transcribe", "chat", "inspect", "quickstart"):
+    for command in ("fetch", "train", "evaluate", "compare", "report", "transcribe", "chat", "inspect", "quickstart"):
         assert re.search(rf"^    {command}\b", done.stdout, re.M)
     # Time of its own, which a busy machine does not change.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
@@ -255,6 +256,14 @@ def test_evaluate(run: Run, adapter: Path, manifest: Path, tmp_path: Path) -> No
     code, out, _ = run("compare", tmp_path / "o", tmp_path / "p", "--out", tmp_path / "both.html")
     assert code == 0 and "difference +0.00 points" in out[-1] and "p = 1.000" in out[-1]
     assert "Before and after" in (tmp_path / "both.html").read_text()
+    page = tmp_path / "page.html"
+    said = ("report", tmp_path / "o", tmp_path / "p", "--out", page, "--title", "All of it")
+    assert (
+        run(*said)[:2] == (0, [str(page)]) and "<title>All of it" in page.read_text() and "<audio" in page.read_text()
+    )
+    assert run(*said, "--play", tmp_path / "o")[0] == 0
+    code, _, err = run(*said, "--play", tmp_path)
+    assert code == 2 and "is none of the runs" in err[-1]
 
 
 def test_evaluate_over_http_needs_a_model_name(run: Run, wav: Path) -> None:

@@ -96,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="--out folder of a `steermoe evaluate`")
     sub.add_argument("--out", type=Path, metavar="HTML", help="also a report on both")
 
+    sub = command("report", "one page on any number of runs, of any suites", as_json=False)
+    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="--out folder of a `steermoe evaluate`")
+    sub.add_argument("--out", type=Path, required=True, metavar="HTML")
+    sub.add_argument("--title", default="Evaluation")
+    sub.add_argument("--curves", type=Path, metavar="JSONL", help="metrics.jsonl of a training run, drawn on the page")
+    sub.add_argument("--play", type=Path, action="append", metavar="RUN", help="put only this run's audio into the file; "
+                     "may be given several times (default: all runs')")  # fmt: skip
+
     sub = command("transcribe", "audio to text", adapter=True)
     sub.add_argument("audio", nargs="+", help="files; `-` reads stdin; a directory means the audio files in it")
     sub.add_argument("--max-duration", type=_seconds, default=7200.0, metavar="SECONDS", help="longer audio is refused")
@@ -268,6 +276,19 @@ def _compare(arguments: argparse.Namespace) -> Any:
     if not arguments.json:
         print(as_text(value))
     return value
+
+
+def _report(arguments: argparse.Namespace) -> Any:
+    from .evaluation import write_report
+    from .evaluation.predictions import read_run
+
+    runs = [read_run(folder) | {"label": folder.name} for folder in arguments.runs]
+    if arguments.play is not None:
+        if unknown := [folder for folder in arguments.play if folder not in arguments.runs]:
+            raise UsageError(f"--play {unknown[0]}: is none of the runs that are shown")
+        for folder, run in zip(arguments.runs, runs, strict=True):
+            run["silent"] = folder not in arguments.play
+    print(write_report(arguments.out, title=arguments.title, runs=runs, curves=arguments.curves))
 
 
 def _transcribe(arguments: argparse.Namespace) -> Any:

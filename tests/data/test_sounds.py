@@ -145,7 +145,9 @@ def _alike(a: np.ndarray, b: np.ndarray) -> float:
     piece = short[start : start + size].astype(np.float64)
     piece -= piece.mean()
     padded = 1 << (len(long) + size - 1).bit_length()
-    products = np.fft.irfft(np.fft.rfft(long, padded) * np.conj(np.fft.rfft(piece, padded)), padded)[: len(long) - size + 1]
+    products = np.fft.irfft(np.fft.rfft(long, padded) * np.conj(np.fft.rfft(piece, padded)), padded)[
+        : len(long) - size + 1
+    ]
     there = np.cumsum(np.pad(long.astype(np.float64) ** 2, (1, 0)))
     there = there[size:] - there[:-size]
     return float(np.max(np.abs(products) / np.sqrt(np.maximum(there, 1e-3 * there.max()) * (piece @ piece) + 1e-12)))

@@ -109,6 +109,36 @@ def test_a_report_of_one_run_has_only_what_there_is(run: dict[str, Any], tmp_pat
         assert words not in text
 
 
+def test_silent_runs_show_their_words_and_no_audio(run: dict[str, Any], tmp_path: Path) -> None:
+    judged = {
+        "label": "answers",
+        "suite": "aqa",
+        "n": 1,
+        "metrics": {"accuracy": 0.0},
+        "interval": {"accuracy": [0.0, 0.1]},
+        "groups": {},
+        "columns": {},
+    }
+    judged["predictions"] = tmp_path / "judged.jsonl"
+    row = {
+        "id": "asked",
+        "audio": str(tmp_path / "3.wav"),
+        "question": "Who?",
+        "reference": "a cat",
+        "hypothesis": "a dog",
+    }
+    judged["predictions"].write_text(json.dumps(row | {"right": {"hypothesis": False}, "by": {}}) + "\n")
+    for silent, players in (((), 11), ((run,), 1), ((judged,), 10), ((run, judged), 0)):
+        runs = [each | {"silent": each in silent} for each in (run, judged)]
+        text = write_report(tmp_path / "r.html", title="Licences", runs=runs).read_text(encoding="utf-8")
+        assert Outline(text).count.get("audio", 0) == players
+        assert "a dog" in text and ("Worst clips" in text) == (run not in silent)
+        assert f"<span>out</span><b>{100 * run['metrics']['wer']:.1f} %</b>" in text.replace(
+            "after", "out"
+        )  # a tile a run
+        assert "<span>answers</span><b>0.0 %</b>" in text
+
+
 def test_audio_that_is_gone_or_too_long_is_said(run: dict[str, Any], tmp_path: Path) -> None:
     clips = [
         {"id": "gone", "audio": str(tmp_path / "gone.wav"), "reference": "a b", "hypothesis": "a"},

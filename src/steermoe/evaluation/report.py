@@ -40,7 +40,8 @@ def write_report(
     """Write the report to ``path`` (atomically) and return it.
 
     ``runs``: results of ``evaluate_asr``, each with a ``label`` and, if wanted, ``predictions`` (the path of its
-    predictions.jsonl). Of several runs over the same data the first is "before" and the last "after".
+    predictions.jsonl). Of several runs over the same data the first is "before" and the last "after". The clips of a run that
+    has ``silent`` are not put into the file, as where their licence does not let them be passed on.
     ``curves``: a JSONL file of training rows. ``pictures``: (caption, PNG) or (caption, PNG, PNG for dark pages).
     ``clips``: prediction rows to show; left out, the ten of the last run with ``predictions`` that cost most.
     Raises UsageError without any run, DataError where a file holds nothing.
@@ -51,7 +52,8 @@ def write_report(
         [run for run in runs if key in run["metrics"]] for key in ("wer", "accuracy", "logits_equal")
     )
     last = runs[-1]
-    parts = [_tiles(last)]
+    alike = all((run.get("suite"), run.get("data")) == (last.get("suite"), last.get("data")) for run in runs)
+    parts = [_tiles(last) if alike else _as_tiles([_headline(run) for run in runs])]
     parts += [section("Error rates", _rates(rated))] if rated else []
     parts += [section("Answers", answers(judged, _name))] if judged else []
     parts += [section("Text behaviour", untouched(proved, _name))] if proved else []
@@ -63,11 +65,12 @@ def write_report(
     told = [(run, predictions.read_finished(Path(run["predictions"]))) for run in runs if run.get("predictions")]
     parts += [breakdown(_name(run), rows, run["normalizer"]) for run, rows in told if run in rated]
     players = Players(MOST_AUDIO)
-    if clips is None and (mine := [(run, rows) for run, rows in told if run in rated]):
+    if clips is None and (mine := [(run, rows) for run, rows in told if run in rated and not run.get("silent")]):
         clips = worst_clips(mine[-1][1], mine[-1][0]["normalizer"])
     if clips:
         parts.append(_clips(clips[:WORST], rated[-1]["normalizer"] if rated else "none", players))
-    parts += [_wrong(_name(run), rows, players) for run, rows in told if run in judged]
+    none = Players(0)
+    parts += [_wrong(_name(run), rows, none if run.get("silent") else players) for run, rows in told if run in judged]
     parts += [_unheard(runs), _provenance(runs)]
     predictions.replace(path, page(title, _header(title, runs), "\n".join(filter(None, parts))))
     return path
@@ -98,9 +101,10 @@ def _name(run: Mapping[str, Any]) -> str:
 def _header(title: str, runs: Sequence[Mapping[str, Any]]) -> str:
     run = runs[-1]
     made = run.get("provenance", {})
+    told = {str(each.get("data") or "") for each in runs}
     facts = [
-        f"{run['n']:,} clips",
-        str(run.get("data") or ""),
+        f"{run['n']:,} clips" if len(told) == 1 else f"{len(runs)} runs",
+        *(told if len(told) == 1 else ()),
         str(made.get("date", ""))[:10],
         str(made.get("cpu", "")),
     ]
@@ -121,6 +125,14 @@ def _tiles(run: Mapping[str, Any]) -> str:
         waited = f"a batch in {run['latency']['median']:.2f} s, median" if run.get("latency") else "real time"
         tiles.append(("Speed", _speed(run["rtfx"]), waited))
     return _as_tiles(tiles)
+
+
+def _headline(run: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Of a run among others: its first number, with the interval or the other numbers under it."""
+    key, value = next(iter(run["metrics"].items()))
+    low, high = run.get("interval", {}).get(key, (None, None))
+    sure = f", {_percent(low)} to {_percent(high)}" if low is not None else ""
+    return _name(run), _percent(value), f"{METRICS.get(key, key.replace('_', ' '))}{sure}"
 
 
 def _as_tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
@@ -308,6 +320,8 @@ class Players:
         self.budget = budget
 
     def of(self, clip: Row) -> str:
+        if not self.budget:
+            return ""
         import soundfile
 
         from ..audio import RATE, decode
