@@ -125,9 +125,6 @@ def test_a_run_is_kept_and_not_asked_again(
     assert sorted(asked[2:]) == ["1", "3"] and [row["id"] for row in again] == ["0", "1", "2", "3"]
     column = metrics["columns"]["speech"]
     assert sum(column["causes"].values()) == 4 and column["exact"] == column["causes"].get("right", 0) / 4
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics and "spoken_orders" in suite.table(
-        metrics
-    )
     suite.ask_all(ears, "spoken_orders", orders, limit=1, **options | {"tool_choice": "auto"})  # another way of asking
     assert len(asked) == 5
     with pytest.raises(UsageError, match="'sound'"):
@@ -149,7 +146,9 @@ def test_it_is_one_of_the_suites(ears: Ears, orders: Path, tmp_path: Path, monke
     assert sum(result["failures"].values()) == 2 - right.count("right")
     assert "tools, spoken_orders[2 of 4]: 2 items" in run.table(result)
     write_report(tmp_path / "report.html", title="tools", runs=[read_run(tmp_path / "out")])
-    assert "spoken_orders" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "spoken_orders" in page
+    assert all(f"{cause} {right.count(cause)}" in page for cause in set(right) - {"right"})
     with pytest.raises(UsageError, match="not sharded"):
         suites.suite("tools")(Adapter(ears), replace(options, shard=Shard(1, 2)))
     with pytest.raises(UsageError, match="--endpoint"):

@@ -71,10 +71,15 @@ def answers(runs: Sequence[Run], name: Callable[[Run], str]) -> str:
     for run in runs:
         lines.append(f'<tr class="group"><th scope="rowgroup" colspan="5"><span>{_about(run, name)}</span></th></tr>')
         own = {"n": run["n"], "accuracy": run["metrics"]["accuracy"], "interval": run["interval"]["accuracy"],
-               "groups": run["groups"], "rtfx": run.get("rtfx")}  # fmt: skip
+               "groups": run["groups"], "rtfx": run.get("rtfx"), "causes": run.get("failures")}  # fmt: skip
         for column, found in {"all": own, **run["columns"]}.items():
             lines.append(_accuracy(column, found, "own" if column == "all" else ""))
             lines += [_accuracy(f"{column}: {kind}", part, "") for kind, part in found["groups"].items()]
+            told = [f"{cause} {n}" for cause, n in (found.get("causes") or {}).items() if n and cause != "right"]
+            cells = (
+                f'<th scope="row">{escape(column)}: what went wrong</th><td colspan="4">{escape(", ".join(told))}</td>'
+            )
+            lines += [f"<tr>{cells}</tr>"] if told else []
         lines += [row(key.replace("_", " "), ["", percent(value), "", ""]) for key, value in run["metrics"].items()
                   if key != "accuracy"]  # fmt: skip
     head = ["Questions", "Number", "Right", "95 % interval", "Speed"]

@@ -123,7 +123,7 @@ def run(listener: Listener, options: Options) -> dict[str, Any]:
         "failures": {cause: n for cause, n in own["causes"].items() if cause != "right"}
         | {"undecodable": told["unheard"]},
         "adapter": listener.name,
-        "provenance": told["provenance"] | listener.about(),
+        "provenance": provenance() | listener.about(),
     }
     if options.out is not None:
         collect.save(options.out, None, rows, result)
@@ -141,11 +141,12 @@ def ask_all(
     max_new_tokens: int = 128,
     out: Path | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Ask all tasks of ``source`` (spoken_orders, bfcl, home; see data/tool_tasks.py), or ``limit`` of them evenly spread.
+    """Ask all tasks of ``source`` (spoken_orders, bfcl, home; see data/tool_tasks.py), or ``limit`` of them evenly spread:
+    the rows, and what ``measure`` makes of them.
 
     ``tool_choice``: ``auto``, or ``required`` (a call in any case: then irrelevance is never right). With ``out``, rows go to
-    ``out/predictions.jsonl`` as they come, and what the same adapter answered to the same task is not asked again; the
-    metrics are ``out/metrics.json``, too. Rates are fractions. Raises DataError, UsageError.
+    ``out/predictions.jsonl`` as they come, and what the same adapter answered to the same task is not asked again.
+    Raises DataError, UsageError.
     """
     if wrong := [c for c in columns if c not in COLUMNS]:
         raise UsageError(f"column {wrong[0]!r} is none of {', '.join(COLUMNS)}")
@@ -158,14 +159,7 @@ def ask_all(
     maker = _maker(ears, tool_choice, max_new_tokens)
     path = out / "predictions.jsonl" if out is not None else None
     rows = _ask(ears, tasks, shown, maker, _asker(ears, shown, tool_choice, max_new_tokens), path)
-    metrics = measure(rows, tasks, shown) | {
-        "suite": "tools", "data": data, "tool_choice": tool_choice, "adapter": ears.adapter_name,
-        "provenance": provenance(),
-    }  # fmt: skip
-    if path is not None:
-        predictions.finish(path, rows)
-        predictions.replace(path.with_name("metrics.json"), json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    return rows, metrics
+    return rows, {"data": data, **measure(rows, tasks, shown)}
 
 
 def _maker(ears: Ears, tool_choice: str, max_new_tokens: int) -> str:
@@ -269,18 +263,3 @@ def measure(rows: Sequence[Row], tasks: Sequence[ToolTask], columns: Sequence[st
         metrics["gap"] = found["text"]["exact"] - found["speech"]["exact"]
         metrics["p_value"] = scoring.paired_p(rights["text"], rights["speech"])
     return metrics
-
-
-def table(metrics: dict[str, Any]) -> str:
-    """The metrics for a terminal."""
-    lines = [f"{metrics['data']}: {metrics['n']} tasks, tool_choice {metrics['tool_choice']}"]
-    lines.append(f"{'':10}{'exact':>8}{'95 % interval':>20}{'F1':>8}  wrong, by cause")
-    for name, column in metrics["columns"].items():
-        low, high = column["interval"]
-        causes = ", ".join(f"{cause} {n}" for cause, n in column["causes"].items() if cause != "right")
-        lines.append(f"{name:10}{column['exact']:>8.1%}{f'{low:.1%} to {high:.1%}':>20}{column['f1']:>8.1%}  {causes}")
-        if len(column["groups"]) > 1:
-            lines += [f"  {g or 'all'}: {v['exact']:.1%} of {v['n']}" for g, v in column["groups"].items()]
-    if "gap" in metrics:
-        lines.append(f"text less speech: {metrics['gap']:.1%} (p = {metrics['p_value']:.3f})")
-    return "\n".join(lines)
