@@ -110,6 +110,7 @@ def _rates(result: dict[str, Any]) -> list[str]:
 
 def _accuracies(result: dict[str, Any]) -> list[str]:
     lines = [f"{name:32}{value:>8.1%}" for name, value in result["metrics"].items() if value is not None]
+    lines += [f"{name + ': accuracy':32}{part['accuracy']:>8.1%}" for name, part in result.get("columns", {}).items()]
     for name, part in result.get("groups", {}).items():
         lines.append(f"  {name:30}{part['accuracy']:>8.1%}  of {part['n']}")
     if "interval" in result:
