@@ -83,12 +83,12 @@ class Objectives(nn.Module):
             with torch.no_grad():
                 taught = model.answer_logits(*inputs, told["heard"], told["labels"])
             learned = model.answer_logits(*inputs, audios, told["labels"], vectors)
-            losses["distill"] = by_rows(_divergence, learned, taught) / totals["distill"]
+            losses["distill"] = by_rows(divergence, learned, taught) / totals["distill"]
         losses["loss"] = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
         return losses
 
 
-def _divergence(learned: Tensor, taught: Tensor) -> Tensor:
+def divergence(learned: Tensor, taught: Tensor) -> Tensor:
     """KL(taught || learned), summed over rows (M, V) of logits."""
     logs = learned.float().log_softmax(-1), taught.float().log_softmax(-1)
     return F.kl_div(*logs, reduction="sum", log_target=True)
