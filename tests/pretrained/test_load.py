@@ -1,5 +1,7 @@
 """The loaders on tiny random models of several families; test_models.py has the real ones."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -275,3 +277,20 @@ def test_an_outline_of_what_is_no_llm_is_refused(tmp_path: Path) -> None:
     name, _ = saved(whisper, tmp_path)
     with pytest.raises(UsageError, match="a 'whisper' model is no causal LLM"):
         outline_llm(name)
+
+
+GROWTH = """
+import steermoe.pretrained.load, torch
+torch.set_num_threads(1)
+weight, held = torch.randn(96, 64).bfloat16(), []
+for length in range(20, 1820, 3):
+    torch.nn.functional.linear(torch.randn(length, 64).bfloat16(), weight)
+    held.append(int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6)
+print(held[-1] - held[199])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells its memory another way")
+def test_products_of_ever_new_lengths_do_not_fill_memory() -> None:
+    grown = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
+    assert float(grown) < 80, f"{grown} MB over 400 lengths"  # 285 MB where all that was compiled is kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -29,6 +30,11 @@ INSIDE = {  # encoders that AutoModel does not know on their own
     "seamless_m4t_v2": "SeamlessM4Tv2SpeechEncoder",
 }
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
+# A CPU's matrix products are compiled for each shape and kept, the last thousand twice over and up to a megabyte each:
+# texts and clips of ever new lengths would fill gigabytes. Read by oneDNN and by torch at the first product.
+for _variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_variable, "128")
 
 
 def auto_dtype(device: str | torch.device = "cpu") -> torch.dtype:
