@@ -22,6 +22,7 @@ from ..errors import DataError
 from ..packages import Package, build_once, cache_root, unpacked
 from .fotaq import line_key
 from .manifest import Example, read_manifest, write_manifest
+from .texts import sentence_case
 
 PACKAGE = Package(
     "deb", "beneath-a-steel-sky", "0.0372-8", "e2a25c880220c26a4dfd42904b878cc655afa1c72895f9c932befbd078622934"
@@ -82,8 +83,7 @@ def clean(text: str) -> str:
     text = " ".join(re.sub(r"\([^)]*\)", " ", text).split())
     if not re.fullmatch(r"[A-Za-z0-9 .,:;!?'\"&-]*[A-Za-z][A-Za-z0-9 .,:;!?'\"&-]*", text):
         return ""
-    text = re.sub(r"\b[A-Z][A-Z']+\b", lambda m: m[0] if m[0] in CAPITALS else m[0].lower(), text)
-    return re.sub(r"(^|[.!?] )([\"']?)([a-z])", lambda m: m[1] + m[2] + m[3].upper(), re.sub(r"\bi(?='|\b)", "I", text))
+    return sentence_case(re.sub(r"\b[A-Z][A-Z']+\b", lambda m: m[0] if m[0] in CAPITALS else m[0].lower(), text))
 
 
 class Disk:
