@@ -10,7 +10,6 @@ Texts are in eight files of Huffman codes, whose tree only the game's program ha
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..packages import Package, build_once, cache_root, unpacked
-from .fotaq import line_key
+from .held_out import by_line
 from .manifest import Example, read_manifest, write_manifest
 from .texts import sentence_case
 
@@ -33,8 +32,6 @@ RATE = 11_025
 HEADER = 22
 TEXTS, CLIPS = 60_600, 50_000  # numbers of the first file of English texts and of the first clip
 SECTIONS = (0, 600, 1100, 2430, 3380, 4530, 5080, 5230)  # the first clip of each section of texts
-VALID_SHARE = 0.04  # of the lines of four words or more
-MIN_WORDS = 4  # in valid
 
 CAPITALS = ("LINC", "OK", "ID", "TV", "CD")  # words that are not just stressed
 
@@ -48,17 +45,12 @@ TREE = (
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
     """The examples of ``train`` or ``valid``; ``root`` is not used. Fetches the package on first use.
 
-    No line of text is on both sides. The speakers are the same on both.
+    No line of text is on both sides, nor in a test. The speakers are the same on both.
     """
     if split not in SPLITS:
         raise DataError(f"bass has no split {split!r}; it has {', '.join(SPLITS)}")
-    clips = read_manifest(build_once(cache_root() / "data" / "bass" / f"{PACKAGE.version}-{LAYOUT}", _build) / "manifest.jsonl")
-    return [clip for clip in clips if is_valid(clip.text) == (split == "valid")]
-
-
-def is_valid(text: str) -> bool:
-    share = int(hashlib.sha256(line_key(text).encode()).hexdigest()[:8], 16) / 2**32
-    return share < VALID_SHARE and len(text.split()) >= MIN_WORDS
+    folder = build_once(cache_root() / "data" / "bass" / f"{PACKAGE.version}-{LAYOUT}", _build)
+    return by_line(read_manifest(folder / "manifest.jsonl"), split)
 
 
 def _build(scratch: Path) -> None:

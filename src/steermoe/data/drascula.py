@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..packages import Package, build_once, cache_root, unpacked
-from .bass import is_valid
+from .held_out import by_line
 from .manifest import Example, read_manifest, write_manifest
 from .texts import sentence_case
 
@@ -31,7 +31,7 @@ RATE = 11_025
 TABLES = 7251  # where the number of languages is, which the tables follow
 # The letters of a table's clips -> who speaks, in the order of the tables.
 CHARACTERS = {
-    "": "John Hacker", "D": "Drascula", "B": "drunkard", "BJ": "BJ", "E": "Von Braun's wife", "I": "Igor", "L": "werewolf",
+    "": "John Hacker", "D": "Drascula", "B": "drunkard", "BJ": "BJ", "E": "monster", "I": "Igor", "L": "werewolf",
     "P": "pianist", "T": "innkeeper", "VB": "Von Braun",
 }  # fmt: skip
 
@@ -39,12 +39,12 @@ CHARACTERS = {
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
     """The examples of ``train`` or ``valid``; ``root`` is not used. Fetches the package on first use.
 
-    No line of text is on both sides. The speakers are the same on both.
+    No line of text is on both sides, nor in a test. The speakers are the same on both.
     """
     if split not in SPLITS:
         raise DataError(f"drascula has no split {split!r}; it has {', '.join(SPLITS)}")
     folder = build_once(cache_root() / "data" / "drascula" / f"{PACKAGE.version}-{LAYOUT}", _build)
-    return [c for c in read_manifest(folder / "manifest.jsonl") if is_valid(c.text) == (split == "valid")]
+    return by_line(read_manifest(folder / "manifest.jsonl"), split)
 
 
 def _build(scratch: Path) -> None:
@@ -74,8 +74,8 @@ def clean(text: str) -> str:
 def tables_of(data: bytes) -> Iterator[tuple[str, list[str]]]:
     """Each character's letters and English texts, from number 1.
 
-    A table: how many texts, then for each language its size and that many bytes, in which every text stands behind the length of its
-    own place.
+    A table: how many texts, then for each language its size and that many bytes, in which before every text stands how far behind it
+    the next one is.
     """
     (languages,) = struct.unpack_from(">H", data, TABLES)
     at = TABLES + 2

@@ -24,7 +24,8 @@ from ..packages import build_once, cache_root
 from .manifest import Example, read_manifest
 from .talk import talk_texts, word_texts
 from .texts import simple_texts, wordnet_texts
-from .tts import ENGINES, Engine, Kokoro
+from .tts import ENGINES, HELD_OUT, Engine, Kokoro
+from .voices import blend, voice_texts
 
 SHARD = 200
 RATE = 16_000
@@ -33,13 +34,21 @@ RATE = 16_000
 KOKORO_UNTIL = 10_000
 MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
 FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
-# Kokoro voices that training never hears, for tests on unheard voices.
-HELD_OUT = ("af_sky", "am_onyx", "bf_lily", "bm_george")
-TEXTS = {"wordnet-v1": wordnet_texts, "simple-v1": simple_texts, "talk-v1": talk_texts, "words-v1": word_texts}
-RECIPE, SIMPLE, TALK, WORDS = TEXTS
-NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK, "words": WORDS}
+TEXTS = {
+    "wordnet-v1": wordnet_texts,
+    "simple-v1": simple_texts,
+    "talk-v1": talk_texts,
+    "words-v1": word_texts,
+    "voices-v1": lambda: voice_texts(text for i, text in enumerate(_texts()) if _is_valid(i // SHARD)),
+}
+RECIPE, SIMPLE, TALK, WORDS, VOICES = TEXTS
+NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK, "words": WORDS, "voices": VOICES}
 DEFAULT_SHARDS = 40
 VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
+
+
+def _is_valid(shard: int) -> bool:
+    return shard % VALID_EVERY == VALID_EVERY - 1
 
 
 def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
@@ -50,12 +59,17 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     """
     rng = random.Random(f"{recipe}/{index}")
     engine = rng.choices(list(MIX), list(MIX.values()))[0]
-    if recipe == SIMPLE or (engine == "kokoro" and (recipe in (TALK, WORDS) or index >= KOKORO_UNTIL)):
+    if recipe == VOICES:
+        engine = "kokoro"
+    elif recipe == SIMPLE or (engine == "kokoro" and (recipe in (TALK, WORDS) or index >= KOKORO_UNTIL)):
         engine = "hibari"
     pace, tract = rng.uniform(0.85, 1.2), 1.0
     if engine == "kokoro":
         heard = [voice for voice in Kokoro.voices if voice not in HELD_OUT]
-        voice = "+".join(rng.sample(heard, rng.choice([1, 2, 2])))
+        if recipe == VOICES:
+            voice, tract = blend(rng, heard), rng.uniform(0.93, 1.1)
+        else:
+            voice = "+".join(rng.sample(heard, rng.choice([1, 2, 2])))
     elif engine == "flite":
         voice = rng.choices(list(FLITE_VOICES), list(FLITE_VOICES.values()))[0]
         tract = rng.uniform(0.88, 1.12) if voice == "slt" else rng.uniform(0.92, 1.25)
@@ -123,14 +137,15 @@ def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int 
 
 
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
-    """The examples of ``train``, ``valid``, ``simple``, ``talk`` or ``words`` among the first shards; ``root`` is not used.
+    """The examples of ``train``, ``valid``, ``simple``, ``talk``, ``words`` or ``voices`` among the first shards; ``root`` is not used.
 
     ``train/40`` asks for 40 shards (8,000 utterances; 40 is also the default): those whose number modulo 20 is
     not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``; ``train/50-200`` are those from 50 to
     199, all without Kokoro and therefore made in a fifth of the time. What is missing is made. No text is
     on both sides: all texts differ. The voices are the same on both. ``simple`` needs nothing but one wheel:
     generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often, and
-    ``words`` is lists of less common ones (talk.py).
+    ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
+    utterance by another natural voice (voices.py); a core makes about two hours of it in an hour.
     """
     name, _, asked = split.partition("/")
     recipe = NAMES.get(name, RECIPE)
@@ -143,7 +158,7 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
             f"{most} if you like: synth:train/{DEFAULT_SHARDS}, or synth:train/10-{DEFAULT_SHARDS}"
         )
     shards = range(first, end)
-    chosen = [i for i in shards if recipe != RECIPE or (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
+    chosen = [i for i in shards if recipe != RECIPE or _is_valid(i) == (name == "valid")]
     if not chosen:
         raise DataError(f"synth:{split}: these shards hold none for {name}; ask for {VALID_EVERY} or more")
     return [

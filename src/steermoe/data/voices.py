@@ -1,0 +1,42 @@
+"""``synth:voices``: the most natural voices that can be had, another one for every utterance, and what they say.
+
+Kokoro's voices are vectors, and their means are voices, too. Every utterance has the mean of two or three, of which one may come
+twice; a change of the vocal tract (synth.py) does the rest. Voices that are held out for tests are in none of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from .fotaq import line_key
+from .held_out import test_lines
+from .home import sentences
+from .talk import talk_texts
+from .texts import wordnet_texts
+
+# Of the utterances: dictionary examples, definitions and lists; everyday talk; commands for a house.
+KINDS = {"wordnet": 0.6, "talk": 0.35, "home": 0.05}
+
+
+def blend(rng: random.Random, voices: Sequence[str]) -> str:
+    """A voice of Kokoro's (tts.py): two or three names, drawn with replacement, joined by +."""
+    return "+".join(rng.choices(voices, k=rng.choice([2, 3, 3])))
+
+
+def voice_texts(others: Iterable[str] = (), seed: int = 1, count: int = 24_000) -> list[str]:
+    """``count`` texts, the kinds mixed, without doubles, lines of tests, or any of ``others``."""
+    rng = random.Random(seed)
+    said = {
+        "wordnet": iter(wordnet_texts(seed)),
+        "talk": iter(talk_texts(seed, count // 2)),
+        "home": iter(sentences(count // 15)),
+    }
+    taken = set(test_lines()) | set(map(line_key, others))
+    texts: list[str] = []
+    while len(texts) < count:
+        text = next(said[rng.choices(list(KINDS), list(KINDS.values()))[0]])
+        if (key := line_key(text)) not in taken:
+            taken.add(key)
+            texts.append(text)
+    return texts
