@@ -6,7 +6,8 @@ import struct
 
 import pytest
 
-from steermoe.data import bass
+from steermoe.data import bass, load_source
+from steermoe.data.fotaq import line_key
 from steermoe.errors import DataError
 
 
@@ -35,7 +36,7 @@ class Packer:
 
 
 def packed() -> Packer:
-    """"abc", six bytes from three back (they overlap), "."."""
+    """Writes "abc", six bytes from three back (they overlap), "."."""
     packer = Packer()
     packer.bits(0, 2)
     packer.table([0, 1, 1])  # plain: symbols 1 (code 0) and 2 (code 1)
@@ -107,5 +108,15 @@ def test_texts_are_found_by_their_numbers() -> None:
 
 def test_lines_are_cleaned() -> None:
     assert bass.clean("I don't WORK here. WHAT do you want?") == "I don't work here. What do you want?"
-    assert bass.clean("I'LL ask LINC (sighs) again.") == "I'll ask LINC again."
+    assert bass.clean("I'LL ask A man of LINC's (sighs) AGAIN. A fool!") == "I'll ask a man of LINC's again. A fool!"
     assert bass.clean("~~~") == bass.clean("?") == ""
+
+
+@pytest.mark.slow
+def test_the_real_bass() -> None:
+    sides = {name: load_source(f"bass:{name}") for name in ("train", "valid")}
+    train, valid = ({line_key(e.text) for e in side} for side in sides.values())
+    assert len(sides["train"]) > 3200 and len(sides["valid"]) > 100 and not train & valid
+    assert 1.7 < sum(e.duration or 0 for e in sides["train"]) / 3600 < 2.0
+    assert "Do you know who I am, lad?" in {e.text for e in sides["train"]}
+    assert all(len(e.load()) == pytest.approx(16_000 * (e.duration or 0), abs=2) for e in sides["valid"])

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from steermoe.data import drascula
+from steermoe.data import drascula, load_source
 
 
 def table(*languages: list[str]) -> bytes:
@@ -28,3 +28,12 @@ def test_tables_are_read_by_character_in_the_first_language(monkeypatch: pytest.
 def test_capitals_are_those_of_a_sentence() -> None:
     assert drascula.clean("YES, I'M HERE. WHAT NOW?") == "Yes, I'm here. What now?"
     assert drascula.clean("...") == drascula.clean("ROOM 512") == ""
+
+
+@pytest.mark.slow
+def test_the_real_drascula() -> None:
+    sides = {name: load_source(f"drascula:{name}") for name in ("train", "valid")}
+    assert len(sides["train"]) > 690 and len(sides["valid"]) > 15
+    assert 0.7 < sum(e.duration or 0 for e in sides["train"]) / 3600 < 0.8
+    assert len({e.speaker for e in sides["train"]}) == len(drascula.CHARACTERS)
+    assert all(len(e.load()) == pytest.approx(16_000 * (e.duration or 0), abs=2) for e in sides["valid"])

@@ -27,7 +27,7 @@ PACKAGE = Package(
     "deb", "beneath-a-steel-sky", "0.0372-8", "e2a25c880220c26a4dfd42904b878cc655afa1c72895f9c932befbd078622934"
 )
 SPLITS = ("train", "valid")
-LAYOUT = "v1"  # of the unpacked folder; a new one when its contents change
+LAYOUT = "v2"  # of the unpacked folder; a new one when its contents change
 RATE = 11_025
 HEADER = 22
 TEXTS, CLIPS = 60_600, 50_000  # numbers of the first file of English texts and of the first clip
@@ -38,7 +38,7 @@ CAPITALS = ("LINC", "OK", "ID", "TV", "CD")  # words that are not just stressed
 # The tree, a node before its two subtrees: ^ a node, ~ a character that English lines do not have, else a character.
 TREE = (
     "^^^ ^ea^^^os^tn^^.ir^^^^^\0Eu^mA^^^lI^dR^^NST^^^^^Ohc^Dg^^^LC^pU^^!yM^^^^^PvH^?b^^^'f,^GB^^^^^VkF^qw^^^K-W^J~"
-    "^^^^zY^j~^^^Q~)^^Z~~^^^^^~~~^~:^^^~~~^^xX~^^^^^~~2^^0~1^^^~(~^~~^^^^39^~4^^^~8~^\"~^^^^&~^56^^~~^~~^^^^~7~^^~~^~~~"
+    '^^^^zY^j~^^^Q~)^^Z~~^^^^^~~~^~:^^^~~~^^xX~^^^^^~~2^^0~1^^^~(~^~~^^^^39^~4^^^~8~^"~^^^^&~^56^^~~^~~^^^^~7~^^~~^~~~'
 )
 
 
@@ -75,7 +75,9 @@ def clean(text: str) -> str:
     text = " ".join(re.sub(r"\([^)]*\)", " ", text).split())
     if not re.fullmatch(r"[A-Za-z0-9 .,:;!?'\"&-]*[A-Za-z][A-Za-z0-9 .,:;!?'\"&-]*", text):
         return ""
-    return sentence_case(re.sub(r"\b[A-Z][A-Z']+\b", lambda m: m[0] if m[0] in CAPITALS else m[0].lower(), text))
+    return sentence_case(
+        re.sub(r"\b(A|[A-Z]+('?[A-Z]+)+)\b", lambda m: m[0] if m[0] in CAPITALS else m[0].lower(), text)
+    )
 
 
 class Disk:

@@ -22,9 +22,7 @@ from .held_out import by_line
 from .manifest import Example, read_manifest, write_manifest
 from .texts import sentence_case
 
-PACKAGE = Package(
-    "deb", "drascula", "1.0+ds4-2", "ed4af8e2d41ad446e2f3b73533daa1804e2f13f62f596c0b02b8dc39544f22b4"
-)
+PACKAGE = Package("deb", "drascula", "1.0+ds4-2", "ed4af8e2d41ad446e2f3b73533daa1804e2f13f62f596c0b02b8dc39544f22b4")
 SPLITS = ("train", "valid")
 LAYOUT = "v1"  # of the unpacked folder; a new one when its contents change
 RATE = 11_025

@@ -39,7 +39,7 @@ TEXTS = {
     "simple-v1": simple_texts,
     "talk-v1": talk_texts,
     "words-v1": word_texts,
-    "voices-v1": lambda: voice_texts(text for i, text in enumerate(_texts()) if _is_valid(i // SHARD)),
+    "voices-v1": lambda: voice_texts(text for i, text in enumerate(wordnet_texts()) if _is_valid(i // SHARD)),
 }
 RECIPE, SIMPLE, TALK, WORDS, VOICES = TEXTS
 NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK, "words": WORDS, "voices": VOICES}
@@ -67,7 +67,7 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     if engine == "kokoro":
         heard = [voice for voice in Kokoro.voices if voice not in HELD_OUT]
         if recipe == VOICES:
-            voice, tract = blend(rng, heard), rng.uniform(0.93, 1.1)
+            voice, tract, pace = blend(rng, heard), rng.uniform(0.93, 1.1), rng.uniform(0.9, 1.25)
         else:
             voice = "+".join(rng.sample(heard, rng.choice([1, 2, 2])))
     elif engine == "flite":
