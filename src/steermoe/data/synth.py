@@ -67,7 +67,7 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     if engine == "kokoro":
         heard = [voice for voice in Kokoro.voices if voice not in HELD_OUT]
         if recipe == VOICES:
-            voice, tract, pace = blend(rng, heard), rng.uniform(0.93, 1.1), rng.uniform(0.9, 1.25)
+            voice, tract, pace = blend(rng, [*heard, *Kokoro.others]), rng.uniform(0.93, 1.1), rng.uniform(0.9, 1.25)
         else:
             voice = "+".join(rng.sample(heard, rng.choice([1, 2, 2])))
     elif engine == "flite":

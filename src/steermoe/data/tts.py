@@ -90,6 +90,12 @@ class Kokoro:
         "am_eric am_fenrir am_liam am_michael am_onyx am_puck bf_alice bf_emma bf_isabella bf_lily bm_daniel "
         "bm_fable bm_george bm_lewis".split()
     )
+    # Made for other languages (Spanish, French, Hindi, Italian, Japanese, Portuguese, Chinese) or little used; they speak English well.
+    others: tuple[str, ...] = tuple(
+        "af_heart am_santa ef_dora em_alex em_santa ff_siwis hf_alpha hf_beta hm_omega hm_psi if_sara im_nicola jf_alpha "
+        "jf_gongitsune jf_nezumi jf_tebukuro jm_kumo pf_dora pm_alex pm_santa zf_xiaobei zf_xiaoni zf_xiaoxiao zf_xiaoyi "
+        "zm_yunjian zm_yunxi zm_yunxia zm_yunyang".split()
+    )
 
     @cached_property
     def _model(self) -> Any:
