@@ -25,7 +25,7 @@ from .manifest import Example, read_manifest
 from .talk import talk_texts, word_texts
 from .texts import simple_texts, wordnet_texts
 from .tts import ENGINES, HELD_OUT, Engine, Kokoro
-from .voices import blend, voice_texts
+from .voices import natural_voice, voice_texts
 
 SHARD = 200
 RATE = 16_000
@@ -58,18 +58,15 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     for, which turns one recorded voice into many.
     """
     rng = random.Random(f"{recipe}/{index}")
-    engine = rng.choices(list(MIX), list(MIX.values()))[0]
     if recipe == VOICES:
-        engine = "kokoro"
-    elif recipe == SIMPLE or (engine == "kokoro" and (recipe in (TALK, WORDS) or index >= KOKORO_UNTIL)):
+        return natural_voice(rng)
+    engine = rng.choices(list(MIX), list(MIX.values()))[0]
+    if recipe == SIMPLE or (engine == "kokoro" and (recipe in (TALK, WORDS) or index >= KOKORO_UNTIL)):
         engine = "hibari"
     pace, tract = rng.uniform(0.85, 1.2), 1.0
     if engine == "kokoro":
         heard = [voice for voice in Kokoro.voices if voice not in HELD_OUT]
-        if recipe == VOICES:
-            voice, tract, pace = blend(rng, [*heard, *Kokoro.others]), rng.uniform(0.93, 1.1), rng.uniform(0.9, 1.25)
-        else:
-            voice = "+".join(rng.sample(heard, rng.choice([1, 2, 2])))
+        voice = "+".join(rng.sample(heard, rng.choice([1, 2, 2])))
     elif engine == "flite":
         voice = rng.choices(list(FLITE_VOICES), list(FLITE_VOICES.values()))[0]
         tract = rng.uniform(0.88, 1.12) if voice == "slt" else rng.uniform(0.92, 1.25)
