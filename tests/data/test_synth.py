@@ -67,6 +67,7 @@ def test_splits_never_share_a_text(texts: list[str]) -> None:
     assert len(train) == 38 * 4 and len(valid) == 2 * 4
     assert not {e.text for e in train} & {e.text for e in valid}
     assert len(load_source("synth:talk/3")) == 12 and len(load_source("synth:simple/2")) == 8
+    assert [e.text for e in load_source("synth:voices/3-5")] == texts[3:5]  # a quarter of the others' shards
     assert [e.id for e in load_source("synth:train/10-40")] == [e.id for e in train[10 * 4 :]]
     assert all(e.language == "en" for e in train) and len({e.id for e in train}) == len(train)
 

@@ -1,8 +1,8 @@
 """``synth``: text spoken by offline engines, so that an LLM gets ears from text alone.
 
 Utterance i is a pure function of i: its text, engine, voice, pace and vocal-tract factor. Utterances are
-made in shards of 200; a shard is a folder that is absent or whole, so making them can be interrupted,
-resumed, and shared by two processes. No audio is ever committed: this recipe is.
+made in shards of 200, of 50 where Kokoro speaks alone; a shard is a folder that is absent or whole, so making
+them can be interrupted, resumed, and shared by two processes. No audio is ever committed: this recipe is.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ RECIPE, SIMPLE, TALK, WORDS, VOICES = TEXTS
 NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK, "words": WORDS, "voices": VOICES}
 DEFAULT_SHARDS = 40
 VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
+
+
+def shard_size(recipe: str) -> int:
+    return SHARD // 4 if recipe == VOICES else SHARD
 
 
 def _is_valid(shard: int) -> bool:
@@ -96,12 +100,14 @@ def speak(text: str, engine: str, voice: str, pace: float, tract: float) -> np.n
 
 
 def make_shard(shard: int, recipe: str = RECIPE) -> Path:
-    """Utterances [200 * shard, 200 * (shard + 1)) as FLAC files with a ``manifest.jsonl``."""
+    """Utterances [size * shard, size * (shard + 1)) as FLAC files with a ``manifest.jsonl``; ``size`` is the recipe's."""
     import soundfile
+
+    size = shard_size(recipe)
 
     def build(folder: Path) -> None:
         with open(folder / "manifest.jsonl", "w", encoding="utf-8") as manifest:
-            for index in range(shard * SHARD, (shard + 1) * SHARD):
+            for index in range(shard * size, (shard + 1) * size):
                 text, how = _texts(recipe)[index], plan(index, recipe)
                 samples = speak(text, **how)  # type: ignore[arg-type]
                 soundfile.write(folder / f"{index:06d}.flac", samples, RATE, subtype="PCM_16")
@@ -117,7 +123,7 @@ def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int 
     from rich.progress import track
 
     numbers = range(shards) if isinstance(shards, int) else shards
-    if numbers and (max(numbers) + 1) * SHARD > len(_texts(recipe)):
+    if numbers and (max(numbers) + 1) * shard_size(recipe) > len(_texts(recipe)):
         raise ValueError(f"shard {max(numbers)} is past the recipe's {len(_texts(recipe))} texts")
     folder = cache_root() / "data" / "synth" / recipe
     absent = [shard for shard in numbers if not (folder / f"shard-{shard:04d}").exists()]
@@ -146,7 +152,7 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     """
     name, _, asked = split.partition("/")
     recipe = NAMES.get(name, RECIPE)
-    most = len(_texts(recipe)) // SHARD
+    most = len(_texts(recipe)) // shard_size(recipe)
     wanted = re.fullmatch(r"(?:(\d+)-)?(\d+)", asked or str(min(DEFAULT_SHARDS, most)))
     first, end = (int(wanted[1] or 0), int(wanted[2])) if wanted else (0, 0)
     if name not in NAMES or not 0 <= first < end <= most:

@@ -1,7 +1,7 @@
 """``synth:voices``: the most natural voices that can be had, another one for every utterance, and what they say.
 
-Kokoro's voices are vectors, and their means are voices, too, that differ from their parents about as much as those from each other.
-Those made for other languages speak English well, if with an accent. Voices that are held out for tests are in no mean.
+Kokoro's voices are vectors, and their means are voices, too, nearly as far from every parent as parents are from each other. Those made
+for other languages speak English well, if with an accent. Voices that are held out for tests are in no mean.
 """
 
 from __future__ import annotations
