@@ -26,7 +26,7 @@ def test_tables_are_read_by_character_in_the_first_language(monkeypatch: pytest.
 
 
 def test_capitals_are_those_of_a_sentence() -> None:
-    assert drascula.clean("YES, I'M HERE. WHAT NOW?") == "Yes, I'm here. What now?"
+    assert drascula.clean("YES, I'M HERE. WHAT NOW, IGOR?") == "Yes, I'm here. What now, Igor?"
     assert drascula.clean("...") == drascula.clean("ROOM 512") == ""
 
 

@@ -4,7 +4,7 @@ Fifty minutes, 11 kHz, 8 bits, ten characters. The licence allows free redistrib
 unpacked into the cache and never becomes part of this project.
 
 A clip (``.ALS``) is bare samples; its name is a character's letters and the number of the text in that character's table. All
-tables are in ``drascula.dat`` (big-endian), in six languages. Texts are in capitals: names come out in small letters.
+tables are in ``drascula.dat`` (big-endian), in six languages. Texts are in capitals.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .texts import sentence_case
 
 PACKAGE = Package("deb", "drascula", "1.0+ds4-2", "ed4af8e2d41ad446e2f3b73533daa1804e2f13f62f596c0b02b8dc39544f22b4")
 SPLITS = ("train", "valid")
-LAYOUT = "v1"  # of the unpacked folder; a new one when its contents change
+LAYOUT = "v2"  # of the unpacked folder; a new one when its contents change
 RATE = 11_025
 TABLES = 7251  # where the number of languages is, which the tables follow
 # The letters of a table's clips -> who speaks, in the order of the tables.
@@ -32,6 +32,11 @@ CHARACTERS = {
     "": "John Hacker", "D": "Drascula", "B": "drunkard", "BJ": "BJ", "E": "monster", "I": "Igor", "L": "werewolf",
     "P": "pianist", "T": "innkeeper", "VB": "Von Braun",
 }  # fmt: skip
+# Words that are written with capitals, in these texts.
+NAMES = (
+    "America Billie Braun Christmas Desiderio Drascula Elvis Emilio Emma Garcia Gibraltar God Hacker Hamlet Igor Jesus John Johnny "
+    "Oxford Plato Tchaikovsky Transilvania Transilvanian Yoda BJ British Japanese OK TV"
+).split()
 
 
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
@@ -64,9 +69,12 @@ def _build(scratch: Path) -> None:
 
 
 def clean(text: str) -> str:
-    """A line with the capitals of a sentence; empty if it is no plain text."""
+    """A line with the capitals of a sentence and of NAMES; empty if it is no plain text."""
     text = " ".join(text.split())
-    return sentence_case(text.lower()) if re.fullmatch(r"[A-Z .,:;!?'\"-]*[A-Z]{2}[A-Z .,:;!?'\"-]*", text) else ""
+    if not re.fullmatch(r"[A-Z .,:;!?'\"-]*[A-Z]{2}[A-Z .,:;!?'\"-]*", text):
+        return ""
+    names = {name.lower(): name for name in NAMES}
+    return sentence_case(re.sub(r"[a-z]+", lambda word: names.get(word[0], word[0]), text.lower()))
 
 
 def tables_of(data: bytes) -> Iterator[tuple[str, list[str]]]:
