@@ -1,6 +1,6 @@
 """``bass``: acted British English from the game Beneath a Steel Sky (Debian's package of it).
 
-About two hours, 11 kHz, 8 bits, some thirty speakers whom the files do not name. The licence allows free
+Nearly two hours, 11 kHz, 8 bits, many speakers, whom the files do not name. The licence allows free
 redistribution with the game's readme; the audio is unpacked into the cache and never becomes part of this project.
 
 ``sky.dnr`` is the index of ``sky.dsk`` (integers are little-endian): a count, then number (2 bytes), offset and size (3 each) of
