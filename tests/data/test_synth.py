@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from steermoe.data import load_source, synth
+from steermoe.data import load_source, synth, voices
+from steermoe.data.fotaq import line_key
 from steermoe.data.texts import number_in_words, simple_texts
 from steermoe.errors import DataError
 
@@ -46,6 +47,9 @@ def test_plan_is_a_pure_function_of_the_number() -> None:
     assert all(synth.plan(i)["engine"] != "kokoro" for i in range(synth.KOKORO_UNTIL, synth.KOKORO_UNTIL + 500))
     assert all(synth.plan(i, synth.TALK)["engine"] != "kokoro" for i in range(500))
     assert all(synth.plan(i, synth.SIMPLE)["engine"] == "hibari" for i in range(50))
+    blends = [synth.plan(i, synth.VOICES) for i in range(2000)]
+    assert {p["engine"] for p in blends} == {"kokoro"} and len({p["voice"] for p in blends}) > 1500
+    assert not any(name in str(p["voice"]) for p in blends for name in synth.HELD_OUT)
 
 
 def test_a_shard_is_its_manifest_and_its_speech(texts: list[str]) -> None:
@@ -63,6 +67,7 @@ def test_splits_never_share_a_text(texts: list[str]) -> None:
     assert len(train) == 38 * 4 and len(valid) == 2 * 4
     assert not {e.text for e in train} & {e.text for e in valid}
     assert len(load_source("synth:talk/3")) == 12 and len(load_source("synth:simple/2")) == 8
+    assert [e.text for e in load_source("synth:voices/3-5")] == texts[3:5]  # a quarter of the others' shards
     assert [e.id for e in load_source("synth:train/10-40")] == [e.id for e in train[10 * 4 :]]
     assert all(e.language == "en" for e in train) and len({e.id for e in train}) == len(train)
 
@@ -73,6 +78,17 @@ def test_splits_never_share_a_text(texts: list[str]) -> None:
 def test_a_wrong_split_says_what_there_is(texts: list[str], split: str) -> None:
     with pytest.raises(DataError, match=r"train, valid, simple, talk|ask for 20 or more"):
         load_source(f"synth:{split}")
+
+
+def test_voices_say_no_line_of_a_test_and_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voices, "wordnet_texts", lambda seed: [f"Example {n}." for n in range(200)])
+    monkeypatch.setattr(voices, "talk_texts", lambda seed, count: ["EXAMPLE 7!"] + [f"Talk {n}?" for n in range(200)])
+    monkeypatch.setattr(voices, "sentences", lambda count: [f"Turn on lamp {n}." for n in range(200)])
+    monkeypatch.setattr(voices, "test_lines", lambda: frozenset({"talk 3", "turn on lamp 0"}))
+    texts = voices.voice_texts(["example 5"], count=150)
+    assert texts == voices.voice_texts(["example 5"], count=150) and len({line_key(t) for t in texts}) == 150
+    assert not {"Talk 3?", "Turn on lamp 0.", "Example 5."} & set(texts)
+    assert [sum(t.startswith(kind) for t in texts) > 2 for kind in ("Example", "Talk", "Turn")] == [True] * 3
 
 
 def test_numbers_in_words() -> None:

@@ -41,6 +41,8 @@ def _source(module: str, default: str) -> Source:
 
 SOURCES: dict[str, Source] = {
     "fotaq": _source("fotaq", "train"),
+    "bass": _source("bass", "train"),
+    "drascula": _source("drascula", "train"),
     "asterisk": _source("asterisk", "test"),
     "librivox": _source("librivox", "test"),
     "questions": _source("questions", "test"),

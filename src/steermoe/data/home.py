@@ -52,6 +52,16 @@ def load_tasks(split: str = "test", root: Path | None = None) -> list[ToolTask]:
     return [task for task in _drawn("train") if task.text not in spoken]
 
 
+def sentences(count: int) -> list[str]:
+    """``count`` different commands to train on; not without those of the test."""
+    texts: dict[str, None] = {}
+    for number in range(1, 1 + count):
+        texts |= dict.fromkeys(task.text or "" for task in _drawn(f"train/{number}"))
+        if len(texts) >= count:
+            break
+    return list(texts)[:count]
+
+
 @cache
 def _drawn(seed: str) -> list[ToolTask]:
     for package in HASSIL:

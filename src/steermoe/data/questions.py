@@ -16,8 +16,7 @@ from ..audio import RATE, decode
 from ..errors import DataError
 from ..packages import build_once, cache_root
 from .manifest import Example, read_manifest, write_manifest
-from .synth import HELD_OUT
-from .tts import ENGINES, Engine
+from .tts import ENGINES, HELD_OUT, Engine
 
 _DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _COLOURS = ["red", "green", "blue", "yellow", "white", "black", "orange"]

@@ -1,8 +1,8 @@
 """``synth``: text spoken by offline engines, so that an LLM gets ears from text alone.
 
 Utterance i is a pure function of i: its text, engine, voice, pace and vocal-tract factor. Utterances are
-made in shards of 200; a shard is a folder that is absent or whole, so making them can be interrupted,
-resumed, and shared by two processes. No audio is ever committed: this recipe is.
+made in shards of 200, of 50 where Kokoro speaks alone; a shard is a folder that is absent or whole, so making
+them can be interrupted, resumed, and shared by two processes. No audio is ever committed: this recipe is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..packages import build_once, cache_root
 from .manifest import Example, read_manifest
 from .talk import talk_texts, word_texts
 from .texts import simple_texts, wordnet_texts
-from .tts import ENGINES, Engine, Kokoro
+from .tts import ENGINES, HELD_OUT, Engine, Kokoro
+from .voices import natural_voice, voice_texts
 
 SHARD = 200
 RATE = 16_000
@@ -33,13 +34,25 @@ RATE = 16_000
 KOKORO_UNTIL = 10_000
 MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
 FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
-# Kokoro voices that training never hears, for tests on unheard voices.
-HELD_OUT = ("af_sky", "am_onyx", "bf_lily", "bm_george")
-TEXTS = {"wordnet-v1": wordnet_texts, "simple-v1": simple_texts, "talk-v1": talk_texts, "words-v1": word_texts}
-RECIPE, SIMPLE, TALK, WORDS = TEXTS
-NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK, "words": WORDS}
+TEXTS = {
+    "wordnet-v1": wordnet_texts,
+    "simple-v1": simple_texts,
+    "talk-v1": talk_texts,
+    "words-v1": word_texts,
+    "voices-v1": lambda: voice_texts(text for i, text in enumerate(wordnet_texts()) if _is_valid(i // SHARD)),
+}
+RECIPE, SIMPLE, TALK, WORDS, VOICES = TEXTS
+NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK, "words": WORDS, "voices": VOICES}
 DEFAULT_SHARDS = 40
 VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
+
+
+def shard_size(recipe: str) -> int:
+    return SHARD // 4 if recipe == VOICES else SHARD
+
+
+def _is_valid(shard: int) -> bool:
+    return shard % VALID_EVERY == VALID_EVERY - 1
 
 
 def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
@@ -49,6 +62,8 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     for, which turns one recorded voice into many.
     """
     rng = random.Random(f"{recipe}/{index}")
+    if recipe == VOICES:
+        return natural_voice(rng)
     engine = rng.choices(list(MIX), list(MIX.values()))[0]
     if recipe == SIMPLE or (engine == "kokoro" and (recipe in (TALK, WORDS) or index >= KOKORO_UNTIL)):
         engine = "hibari"
@@ -85,12 +100,14 @@ def speak(text: str, engine: str, voice: str, pace: float, tract: float) -> np.n
 
 
 def make_shard(shard: int, recipe: str = RECIPE) -> Path:
-    """Utterances [200 * shard, 200 * (shard + 1)) as FLAC files with a ``manifest.jsonl``."""
+    """Utterances [size * shard, size * (shard + 1)) as FLAC files with a ``manifest.jsonl``; ``size`` is the recipe's."""
     import soundfile
+
+    size = shard_size(recipe)
 
     def build(folder: Path) -> None:
         with open(folder / "manifest.jsonl", "w", encoding="utf-8") as manifest:
-            for index in range(shard * SHARD, (shard + 1) * SHARD):
+            for index in range(shard * size, (shard + 1) * size):
                 text, how = _texts(recipe)[index], plan(index, recipe)
                 samples = speak(text, **how)  # type: ignore[arg-type]
                 soundfile.write(folder / f"{index:06d}.flac", samples, RATE, subtype="PCM_16")
@@ -106,7 +123,7 @@ def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int 
     from rich.progress import track
 
     numbers = range(shards) if isinstance(shards, int) else shards
-    if numbers and (max(numbers) + 1) * SHARD > len(_texts(recipe)):
+    if numbers and (max(numbers) + 1) * shard_size(recipe) > len(_texts(recipe)):
         raise ValueError(f"shard {max(numbers)} is past the recipe's {len(_texts(recipe))} texts")
     folder = cache_root() / "data" / "synth" / recipe
     absent = [shard for shard in numbers if not (folder / f"shard-{shard:04d}").exists()]
@@ -123,18 +140,19 @@ def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int 
 
 
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
-    """The examples of ``train``, ``valid``, ``simple``, ``talk`` or ``words`` among the first shards; ``root`` is not used.
+    """The examples of ``train``, ``valid``, ``simple``, ``talk``, ``words`` or ``voices`` among the first shards; ``root`` is not used.
 
     ``train/40`` asks for 40 shards (8,000 utterances; 40 is also the default): those whose number modulo 20 is
     not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``; ``train/50-200`` are those from 50 to
     199, all without Kokoro and therefore made in a fifth of the time. What is missing is made. No text is
     on both sides: all texts differ. The voices are the same on both. ``simple`` needs nothing but one wheel:
     generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often, and
-    ``words`` is lists of less common ones (talk.py).
+    ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
+    utterance by another natural voice (voices.py); a core makes about two hours of it in an hour.
     """
     name, _, asked = split.partition("/")
     recipe = NAMES.get(name, RECIPE)
-    most = len(_texts(recipe)) // SHARD
+    most = len(_texts(recipe)) // shard_size(recipe)
     wanted = re.fullmatch(r"(?:(\d+)-)?(\d+)", asked or str(min(DEFAULT_SHARDS, most)))
     first, end = (int(wanted[1] or 0), int(wanted[2])) if wanted else (0, 0)
     if name not in NAMES or not 0 <= first < end <= most:
@@ -143,7 +161,7 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
             f"{most} if you like: synth:train/{DEFAULT_SHARDS}, or synth:train/10-{DEFAULT_SHARDS}"
         )
     shards = range(first, end)
-    chosen = [i for i in shards if recipe != RECIPE or (i % VALID_EVERY == VALID_EVERY - 1) == (name == "valid")]
+    chosen = [i for i in shards if recipe != RECIPE or _is_valid(i) == (name == "valid")]
     if not chosen:
         raise DataError(f"synth:{split}: these shards hold none for {name}; ask for {VALID_EVERY} or more")
     return [

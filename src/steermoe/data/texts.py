@@ -34,6 +34,12 @@ def as_sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text[-1:] in ".?!" else ".")
 
 
+def sentence_case(text: str) -> str:
+    """Lower-case text with capitals where sentences begin, and for I: "yes, i'm here. why?" -> "Yes, I'm here. Why?"."""
+    text = re.sub(r"\bi\b", "I", text)
+    return re.sub(r"(^|[.!?] )([\"']?)([a-z])", lambda m: m[1] + m[2] + m[3].upper(), text)
+
+
 def number_in_words(n: int) -> str:
     """0 <= n < 1,000,000 as English words: 342 -> 'three hundred forty two'."""
     if n < 20:

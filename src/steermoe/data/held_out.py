@@ -1,0 +1,36 @@
+"""What tests say, which no training text may repeat; and validation by lines for sources whose speakers are unknown."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+
+from . import load_source
+from .fotaq import MIN_WORDS, VALID_SHARE, line_key
+from .manifest import Example
+from .questions import rows
+from .tool_tasks import load_tasks
+
+SPEECH = ("fotaq:test", "fotaq:valid", "asterisk:test", "librivox:test")
+TASKS = ("bfcl:test", "home:test")
+
+
+@cache
+def test_lines() -> frozenset[str]:
+    """The ``line_key`` of every text in the tests on speech, spoken questions and calls. Fetches their packages."""
+    texts = [example.text for name in SPEECH for example in load_source(name)]
+    texts += [task.text or "" for name in TASKS for task in load_tasks(name)]
+    texts += [row["prompt"] for row in rows()]
+    return frozenset(map(line_key, texts))
+
+
+def by_line(clips: Iterable[Example], split: str) -> list[Example]:
+    """``valid``: some lines of four words or more, by the digest of their words; ``train``: the others. Neither has lines of tests."""
+    taken = test_lines()
+    return [clip for clip in clips if line_key(clip.text) not in taken and _is_valid(clip.text) == (split == "valid")]
+
+
+def _is_valid(text: str) -> bool:
+    share = int(hashlib.sha256(line_key(text).encode()).hexdigest()[:8], 16) / 2**32
+    return share < VALID_SHARE and len(text.split()) >= MIN_WORDS
