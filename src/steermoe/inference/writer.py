@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .grammar import Constraint
-from .held import Held, Slot
+from .held import Held, Slot, Wanted
 
 if TYPE_CHECKING:
     from .ears import Ears
@@ -52,15 +52,15 @@ class Options:
 
 
 class Ask(NamedTuple):
-    """A writer wants its next token; ``closing``: of those that are allowed one that leads to the end."""
+    """A writer asks for its next token; ``closing``: of those that are allowed one that leads to the end."""
 
     closing: bool = False
 
 
 @dataclass
 class Writer:
-    """Writes after ``slots``; ``pieces`` gives out text that is sure to stay. What came of it is in the other fields.
-    ``steps`` is the same for an LLM that is elsewhere: it asks for each token, and is sent it.
+    """Writes after ``slots``; ``steps`` gives out text that is sure to stay, and asks for each token, which it is sent: one that
+    it would ``pick`` after what is ``wanted``, or of an LLM that is elsewhere. What came of it is in the other fields.
 
     Without ``callable`` the ``constraint`` binds from the first token. With it, it binds the call: from the first token
     if one must be made, else from where the LLM begins one, which is cut back to there and begun properly.
@@ -95,15 +95,6 @@ class Writer:
             self.generator.manual_seed(self.options.seed)
         else:
             self.generator.seed()
-
-    def pieces(self) -> Iterator[str]:
-        steps, token = self.steps(), None
-        while (item := step(steps, token)) is not None:
-            token = None
-            if isinstance(item, str):
-                yield item
-            else:
-                token = self._pick(item.closing)
 
     def steps(self) -> Generator[str | Ask, int, None]:
         if self.must_call:
@@ -162,10 +153,15 @@ class Writer:
         allowed = self.binding.allowed()
         return self.binding.closing(allowed) if closing else allowed
 
-    def _pick(self, closing: bool) -> int:
-        logits = self.held.feed([*self.slots, *self.tokens], self.heard)
+    @property
+    def wanted(self) -> Wanted:
+        """What the LLM must hold to say the next token."""
+        return Wanted(self.held, [*self.slots, *self.tokens], self.heard)
+
+    def pick(self, ask: Ask, logits: Tensor) -> int:
+        """The next token, by the logits (V,) after what is ``wanted``."""
         if self.binding is not None:
-            logits = logits.masked_fill(~self.allowed(closing).to(logits.device), float("-inf"))
+            logits = logits.masked_fill(~self.allowed(ask.closing).to(logits.device), float("-inf"))
         if suppressed := getattr(self.held.llm.generation_config, "suppress_tokens", None):
             logits = logits.index_fill(0, torch.tensor(suppressed, device=logits.device), float("-inf"))
         if self.options.temperature == 0:
