@@ -156,7 +156,8 @@ def client(url: str) -> openai.OpenAI:
 def load(url: str, asks: dict[str, list[Ask]], clients: int, each: int) -> dict[str, Any]:
     """``clients`` at once, ``each`` with so many requests of kinds in turn: latencies, rates, and what was not as alone."""
     every = [(kind, i) for kind, several in asks.items() for i in range(len(several))]
-    alone = {(kind, i): asks[kind][i](client(url)) for kind, i in every}
+    one = client(url)
+    alone = {(kind, i): asks[kind][i](one) for kind, i in every}
     plans = [[random.Random(f"{c} {r}").choice(every) for r in range(each)] for c in range(clients)]
     seconds, other = defaultdict[str, list[float]](list), defaultdict[str, int](int)
 
@@ -208,15 +209,17 @@ def together(url: str, asks: list[Ask], runs: int) -> dict[str, float]:
 
 def first_words(url: str, model: str, clip: bytes, runs: int) -> float:
     """Seconds from the upload of ``clip`` to the first of its text, the median; 0 where no word is heard."""
-    times = []
+    times, mine = [], client(url)
     for _ in range(runs):
         began = time.perf_counter()
-        with client(url).audio.transcriptions.create(model=model, file=clip, stream=True) as events:
+        with mine.audio.transcriptions.create(model=model, file=clip, stream=True) as events:
             times.append(next((time.perf_counter() - began for event in events if event.type.endswith("delta")), 0.0))
     return round(median(times), 3)
 
 
-def measure(url: str, model: str, clips: list[bytes], clients: int, each: int, tokens: int, runs: int) -> dict[str, Any]:
+def measure(
+    url: str, model: str, clips: list[bytes], clients: int, each: int, tokens: int, runs: int
+) -> dict[str, Any]:
     asks = kinds(model, clips, tokens)
     five = np.concatenate([soundfile.read(io.BytesIO(clip), dtype="float32")[0] for clip in clips])[: 5 * RATE]
     load(url, {kind: several[:1] for kind, several in asks.items()}, 1, 1)  # warm

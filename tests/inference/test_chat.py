@@ -94,7 +94,11 @@ def test_several_are_fed_together(family: str) -> None:
     begun = [[5, 6, 7], [9, *[("a", i) for i in range(5)], 10, 11], [12] * 12, [20]]
     helds, alone = ([Held(llm) for _ in begun] for _ in range(2))
     feed([Wanted(held, text, sound) for held, text in zip(helds, begun, strict=True)])
-    for more in ([[1], [2], [3], [4]], [[1, 21, 22], [2, 23], [3, 24], [4, 25, 26, 27]], [[], [2, 23], [3] * 15, [4, 25]]):
+    for more in (
+        [[1], [2], [3], [4]],
+        [[1, 21, 22], [2, 23], [3, 24], [4, 25, 26, 27]],
+        [[], [2, 23], [3] * 15, [4, 25]],
+    ):
         texts = [[*text, *new, 30] for text, new in zip(begun, more, strict=True)]
         told = feed([Wanted(held, text, sound) for held, text in zip(helds, texts, strict=True)])
         for held, by_itself, text, logits in zip(helds, alone, texts, told, strict=True):

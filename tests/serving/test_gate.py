@@ -21,7 +21,7 @@ import requests
 
 from steermoe.errors import UsageError
 from steermoe.inference.ears import Ears
-from steermoe.serving.gate import Lines, Settings
+from steermoe.serving.gate import Lines, Rate, Settings
 from steermoe.serving.run import read_keys
 from tests.serving.conftest import client, local, running
 
@@ -51,6 +51,31 @@ def test_keys(ears: Ears, tmp_path: Path) -> None:
             client(url, "first").audio.transcriptions.create(model="tiny", file=b"x" * 100)
         for path, status in {"/metrics": 401, "/openapi.json": 401, "/health": 200, "/ready": 200}.items():
             assert requests.get(url + path).status_code == status
+
+
+def test_each_key_has_its_rate(ears: Ears) -> None:
+    keys = read_keys({"STEERMOE_API_KEYS": "first second"})
+    engine = local(ears)
+    with running(engine, Settings(keys, rate=3)) as url:
+        engine.loaded.result(timeout=30)
+        for key in ("first", "second"):
+            for _ in range(3):
+                with pytest.raises(openai.NotFoundError):
+                    client(url, key).chat.completions.create(model="other", messages=[{"role": "user", "content": "a"}])
+            with pytest.raises(openai.RateLimitError) as refused:
+                client(url, key).chat.completions.create(model="other", messages=[{"role": "user", "content": "a"}])
+            assert refused.value.code == "rate_limit_exceeded"
+            assert 1 <= int(refused.value.response.headers["retry-after"]) <= 20
+            assert client(url, key).models.list().data  # what costs nothing is not counted
+
+
+def test_a_rate_fills_evenly() -> None:
+    rate = Rate(6)
+    assert [rate.wait("a", 100.0) for _ in range(6)] == [0.0] * 6 and rate.wait("a", 100.0) == pytest.approx(10.0)
+    assert rate.wait("b", 100.0) == 0.0 and rate.wait("a", 110.0) == 0.0 and rate.wait("a", 115.0) == pytest.approx(5.0)
+    for i in range(25_000):
+        rate.wait(i, 200.0 + i)
+    assert len(rate._due) <= 10_001  # those who sent long ago are forgotten
 
 
 def test_logs_hold_no_content(url: str, clip: Clip, caplog: pytest.LogCaptureFixture) -> None:

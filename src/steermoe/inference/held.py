@@ -107,9 +107,7 @@ def feed(wanted: Sequence[Wanted]) -> list[Tensor]:
     """``Held.feed`` of several conversations with one LLM: a few tokens of each are fed in one pass, the rest alone."""
     together = [each for each in wanted if each.few()] if len(wanted) > 1 else []
     rows = dict(zip(map(id, together), _feed_rows(together), strict=True)) if len(together) > 1 else {}
-    return [
-        rows[id(each)] if id(each) in rows else each.held.feed(each.slots, each.audios) for each in wanted
-    ]
+    return [rows[id(each)] if id(each) in rows else each.held.feed(each.slots, each.audios) for each in wanted]
 
 
 class _Rows(DynamicCache):
@@ -133,7 +131,9 @@ def _feed_rows(wanted: Sequence[Wanted]) -> list[Tensor]:
     llm = wanted[0].held.llm
     table = llm.get_input_embeddings().weight
     new = [torch.tensor(slots[len(held.slots) :], device=table.device) for held, slots, _ in wanted]
-    places = [torch.arange(len(held.slots), len(held.slots) + len(ids)) for (held, *_), ids in zip(wanted, new, strict=True)]
+    places = [
+        torch.arange(len(held.slots), len(held.slots) + len(ids)) for (held, *_), ids in zip(wanted, new, strict=True)
+    ]
     positions = pad_sequence(places, True).to(table.device)  # (B, Q)
     unseen = torch.arange(max(len(each.slots) for each in wanted), device=table.device) > positions[:, None, :, None]
     mask = torch.zeros(unseen.shape, dtype=table.dtype, device=table.device)  # (B, 1, Q, K)

@@ -119,6 +119,15 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
         whole = await _unless_gone(request, _all(told))
         return GONE if whole is None else JSONResponse(protocol.completion(head, noted(whole[-1])))
 
+    @app.post("/v1/steermoe/inspect", openapi_extra=FORM)
+    async def inspect(request: Request) -> Response:
+        """What was heard, for a page to draw: the spectrogram, its words, and every layer's gates (``inspection.seen``)."""
+        asked, audio = await _form(request, settings)
+        model(asked.model)
+        await run_in_threadpool(_measured, audio, settings.max_seconds)
+        whole = await _unless_gone(request, _all(engine.inspect(asked.model, audio)))
+        return GONE if whole is None else JSONResponse(whole[0])
+
     def about(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": since, "owned_by": "steermoe"}
 
