@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from ..audio import RATE, decode, pieces
@@ -172,6 +173,10 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return response(protocol.invalid(error.errors()))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return GONE
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
