@@ -233,6 +233,14 @@ def test_half_a_character_is_refused(url: str) -> None:
         assert answer.status_code == 400 and answer.json()["error"]["message"], broken
 
 
+def test_a_chat_is_sent_as_json(url: str) -> None:
+    body = json.dumps({"model": "tiny", "messages": user(words("well")), "max_tokens": 2})
+    for kind, status in {"text/plain": 400, "application/x-www-form-urlencoded": 400, "application/json": 200}.items():
+        answer = requests.post(f"{url}/v1/chat/completions", data=body, headers={"content-type": kind})
+        assert answer.status_code == status, kind
+    assert "application/json" in requests.post(f"{url}/v1/chat/completions", data=body).json()["error"]["message"]
+
+
 def test_what_is_wrong_with_a_clip_is_said(ask: OpenAI, url: str, clip: Clip) -> None:
     content = clip(1.0)
     for file, more, says in [
