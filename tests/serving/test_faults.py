@@ -178,8 +178,11 @@ def hostile(chance: random.Random) -> tuple[str, bytes]:
     )
 
 
-def exchange(url: str, raw: bytes, stop: int | None = None, slowly: float = 0.0, rude: bool = False) -> int | None:
-    """The status that is answered to ``raw``, of which ``stop`` bytes are sent; None where there is no answer."""
+def exchange(
+    url: str, raw: bytes, stop: int | None = None, slowly: float = 0.0, rude: bool = False, patience: float = 60.0
+) -> int | None:
+    """The status that is answered to ``raw``, of which ``stop`` bytes are sent; None where there is none within ``patience``
+    (seconds), after which no more is sent."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as line:
         if rude:  # a reset, not a farewell
@@ -189,8 +192,12 @@ def exchange(url: str, raw: bytes, stop: int | None = None, slowly: float = 0.0,
             if stop is not None:
                 time.sleep(slowly)
                 return None
-            line.shutdown(socket.SHUT_WR)
-            head = line.recv(64)
+            line.settimeout(patience)
+            try:
+                head = line.recv(64)
+            except TimeoutError:
+                line.shutdown(socket.SHUT_WR)
+                head = line.recv(64)
         except OSError:  # answered and closed before all was sent
             return None
     return int(head.split()[1]) if head.startswith(b"HTTP/1.1 ") else None
@@ -199,7 +206,7 @@ def exchange(url: str, raw: bytes, stop: int | None = None, slowly: float = 0.0,
 @pytest.fixture(scope="module")
 def besieged(ears: Ears) -> Iterator[str]:
     engine = local(ears)
-    with running(engine, Settings(max_bytes=MOST, max_seconds=20.0, patience=2.0)) as url:
+    with running(engine, Settings(max_bytes=MOST, max_seconds=20.0, patience=0.7)) as url:
         engine.loaded.result(timeout=60)
         yield url
 
@@ -233,7 +240,8 @@ def besiege(url: str, ears: Ears, count: int) -> Counter[Any]:
         chance = random.Random(number)
         kind, raw = hostile(chance)
         stop = chance.randrange(len(raw) + 1) if chance.random() < 0.2 else None
-        status = exchange(url, raw, stop, chance.choice([0.0, 0.0, 0.05, 0.3]), chance.random() < 0.5)
+        patience = 1.0 if "mangled" in kind else 60.0  # for the rest of what is never sent
+        status = exchange(url, raw, stop, chance.choice([0.0, 0.0, 0.05, 0.3]), chance.random() < 0.5, patience)
         if status is not None and status >= 500 and status != 503:
             wrong.append((number, kind, status))
         seen[status] += 1
@@ -261,14 +269,14 @@ def besiege(url: str, ears: Ears, count: int) -> Counter[Any]:
 
 def test_hostile_requests(besieged: str, ears: Ears, broken: list[str]) -> None:
     seen = besiege(besieged, ears, 90)
-    assert seen[400] > 20 and seen["answered meanwhile"] > 0 and broken == []
+    assert seen[400] > 20 and seen[200] > 2 and seen["answered meanwhile"] > 0 and broken == []
 
 
 @pytest.mark.slow
 def test_many_hostile_requests(besieged: str, ears: Ears, broken: list[str]) -> None:
     seen = besiege(besieged, ears, MANY)
     print(seen)
-    assert seen[400] > MANY // 4 and broken == [] and seen["request, mangled"] > 0
+    assert seen[400] > MANY // 4 and seen[200] > MANY // 50 and broken == []
 
 
 def test_samples_that_are_no_numbers_disturb_no_batch(besieged: str, ears: Ears) -> None:
