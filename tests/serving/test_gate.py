@@ -165,21 +165,28 @@ def test_the_command(make: Callable[..., Ears], tmp_path: Path, clip: Clip) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         told = subprocess.run([*command, str(taken.getsockname()[1])], env=environ, capture_output=True, text=True)
     assert told.returncode == 2 and re.fullmatch(r"error: cannot listen on .*\n", told.stderr)
-    with subprocess.Popen([*command, "0"], env=environ, stderr=subprocess.PIPE, text=True) as process:
+    limits = ["--max-mib", "1", "--rate", "1", "--timeout", "600", "--max-seconds", "60"]
+    with subprocess.Popen([*command, "0", *limits], env=environ, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         begun = json.loads(process.stderr.readline())
         assert begun["event"] == "serving" and begun["models"] == ["mine"]
         assert json.loads(process.stderr.readline())["event"] == "ready"
         ask = client(begun["url"], "a-key")
+        with pytest.raises(openai.APIStatusError) as refused:
+            ask.audio.transcriptions.create(model="mine", file=bytes(1 << 20))
+        assert refused.value.status_code == 413 and json.loads(process.stderr.readline())["status"] == 413
         with ask.chat.completions.create(
             model="mine", messages=[{"role": "user", "content": "very well"}], max_tokens=60, temperature=2, stream=True
         ) as answer:
             first = next(iter(answer))
+            with pytest.raises(openai.RateLimitError):
+                ask.chat.completions.create(model="mine", messages=[{"role": "user", "content": "well"}])
             process.send_signal(signal.SIGTERM)
             chunks = [first, *answer]
         assert chunks[-1].choices[0].finish_reason in ("stop", "length")
-        line = json.loads(process.stderr.readline())
-        assert (line["event"], line["status"]) == ("request", 200) and "a-key" not in str(line)
+        lines = [json.loads(process.stderr.readline()) for _ in range(2)]
+        assert {(line["event"], line["status"]) for line in lines} == {("request", 200), ("request", 429)}
+        assert "a-key" not in str(lines)
         assert process.wait(timeout=30) in (0, -signal.SIGTERM)
 
 

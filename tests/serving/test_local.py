@@ -213,6 +213,14 @@ def test_before_it_is_ready_and_when_it_closes(ears: Ears, clip: Clip) -> None:
     assert not engine._thread.is_alive()
 
 
+def test_what_is_made_once_is_made_before_it_is_ready(make: Callable[..., Ears]) -> None:
+    ears = make(seed=3)
+    engine = local(ears)
+    with running(engine):
+        engine.loaded.result(timeout=30)
+        assert {"dialect", "vocabulary"} <= vars(ears).keys()
+
+
 def test_adapters_side_by_side_in_one_server(make: Callable[..., Ears], clip: Clip, tmp_path: Path) -> None:
     for i in (1, 2):
         make(seed=i, prompt_vectors=2).model.save_adapter(tmp_path / f"a{i}" / "adapter")

@@ -125,8 +125,8 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
         """What was heard, for a page to draw: the spectrogram, its words, and every layer's gates (``inspection.seen``)."""
         asked, audio = await _form(request, settings)
         model(asked.model)
-        await run_in_threadpool(_measured, audio, settings.max_seconds)
-        whole = await _unless_gone(request, _all(engine.inspect(asked.model, audio)))
+        seconds = await run_in_threadpool(_measured, audio, settings.max_seconds)
+        whole = await _unless_gone(request, _all(engine.inspect(asked.model, audio, seconds)))
         return GONE if whole is None else JSONResponse(whole[0])
 
     def about(name: str) -> dict[str, Any]:

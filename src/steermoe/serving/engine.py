@@ -57,5 +57,5 @@ class Engine(Protocol):
     ) -> AsyncGenerator[str | Answer]:
         """Text as it is written, and at last the Answer. ``messages`` as ``Conversation`` takes them."""
 
-    def inspect(self, model: str, audio: bytes) -> AsyncGenerator[dict[str, Any]]:
-        """One item: what ``inspection.seen`` tells of an encoded clip that was read once already."""
+    def inspect(self, model: str, audio: bytes, seconds: float) -> AsyncGenerator[dict[str, Any]]:
+        """One item: what ``inspection.seen`` tells of the beginning of such a clip."""

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from math import ceil
@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..audio import RATE, decode
+from ..audio import RATE, pieces
 from ..data import load_source
 from ..errors import UsageError
 from ..inference.chat import Answer, Conversation
@@ -133,8 +133,11 @@ class Local:
         job = Job(model, lambda ears: Conversation(ears, messages, tools).stream(None, **options))
         return self._queued(self._chat, job)
 
-    def inspect(self, model: str, audio: bytes) -> AsyncGenerator[dict[str, Any]]:
-        return self._queued(self._long, Job(model, lambda ears: iter([seen(ears, decode(audio))])))
+    def inspect(self, model: str, audio: bytes, seconds: float) -> AsyncGenerator[dict[str, Any]]:
+        def look(ears: Ears) -> Iterator[dict[str, Any]]:
+            yield seen(ears, next(pieces(audio, ears.model.frames.window, max_duration=seconds + 1)))
+
+        return self._queued(self._long, Job(model, look))
 
     def _queued(self, lane: Lane, job: Job) -> AsyncGenerator[Any]:
         with self._changed:
