@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from steermoe.inference import held
 from steermoe.inference.chat import Reply
 from steermoe.inference.ears import Ears, load
 from steermoe.serving import local as local_module
-from steermoe.serving.local import Local, named
+from steermoe.serving.local import Job, Lane, Local, named
 from tests.serving.conftest import client, local, running
 
 Clip = Callable[..., bytes]
@@ -179,6 +180,23 @@ def test_long_audio_and_chat_take_turns(ears: Ears, clip: Clip, monkeypatch: pyt
         for job in jobs:
             job.result()
     assert order[-1] == "long"
+
+
+def test_longer_recordings_take_turns(ears: Ears) -> None:
+    said: list[str] = []
+
+    def begin(name: str, steps: int) -> Any:
+        return lambda _: (said.append(f"{name}{i}") or i for i in range(steps))
+
+    async def read() -> None:
+        engine, lane = local(ears), Lane()
+        engine._ears = {"tiny": ears}
+        lane.waiting += [Job("tiny", begin("a", 4)), Job("tiny", begin("b", 2))]
+        while lane:
+            engine._read_on(lane)
+
+    asyncio.run(read())
+    assert said == ["a0", "a1", "b0", "a2", "b1", "a3"]
 
 
 def test_what_takes_too_long_is_given_up(watched: Watched, clip: Clip) -> None:

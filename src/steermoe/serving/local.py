@@ -1,8 +1,8 @@
 """The engine of one machine: adapters of one pair in this process, all torch work in one thread.
 
 Three lanes take turns, so that no kind of request waits for all of another: short clips, a batch of those that wait at
-once; longer audio, a few of its windows a turn; chat, for a moment a turn, a batch of conversations a token further each
-pass of the LLM. Within a lane it is first come, first served.
+once; longer audio, a few windows of each a turn; chat, for a moment a turn, a batch of conversations a token further each
+pass of the LLM. Within a lane it is first come, first begun.
 """
 
 from __future__ import annotations
@@ -198,9 +198,11 @@ class Local:
             job.give(*([each.error] if each.error else [*each.pieces, None]))
 
     def _read_on(self, lane: Lane) -> None:
-        """A few windows more of one job."""
-        began, lane.current = time.monotonic(), lane.current or self._take(lane)
-        for job in lane.current:
+        """A few windows more of one job; then it is the next one's turn."""
+        began = time.monotonic()
+        if len(lane.current) < BATCH:
+            lane.current += self._take(lane)
+        for job in lane.current[:1]:
             try:
                 job.work = job.work or job.begin(self._ears[job.model])
                 item = None if job.gone else next(job.work, None)
@@ -208,8 +210,9 @@ class Local:
                 item = error
             job.give(item)
             job.worked += time.monotonic() - began
-            if item is None or isinstance(item, Exception):
-                lane.current = []
+            ended = item is None or isinstance(item, Exception)
+            lane.current = lane.current[1:] + ([] if ended else [job])
+            if ended:
                 self._paced(job.worked)
 
     def _write_on(self, lane: Lane) -> None:
