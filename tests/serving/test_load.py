@@ -49,8 +49,8 @@ def test_nothing_piles_up(make: Callable[..., Ears], tmp_path: Path, monkeypatch
     make(seed=1, prompt_vectors=2).model.save_adapter(tmp_path / "mine")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    # oneDNN keeps the code it makes for each shape, a thousand of them, which takes some thousand requests to fill.
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.setenv(kept, "64")  # what is compiled for each shape; a thousand take thousands of requests to fill
     clips = [wav(speechlike(0.7 + 0.3 * i, i)) for i in range(3)] + [wav(speechlike(33.0, 9))]
     asks = [ask for several in BENCHMARK["kinds"]("mine", clips, 4).values() for ask in several]
     tenth, seen = int(os.environ.get("STEERMOE_SOAK", "2000")) // 10, []
