@@ -132,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
         "--max-queue", type=_positive, default=64, metavar="N", help="more waiting requests are sent away (429)"
     )
     sub.add_argument("--max-seconds", type=_seconds, default=7200.0, metavar="S", help="longer audio is refused")
+    sub.add_argument("--max-mib", type=_positive, default=25, metavar="N", help="a larger request is refused (413)")
+    sub.add_argument("--timeout", type=_seconds, default=900.0, metavar="S", help="what takes longer is given up (503)")
+    sub.add_argument(
+        "--rate", type=_positive, metavar="N", help="requests a minute of each API key (429; default: any)"
+    )
 
     sub = command("inspect", "parameters, and how the router routes one clip", adapter=True)
     sub.add_argument("audio", nargs="?", help="with it: routing statistics, and a picture with --out")
@@ -384,7 +389,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     _quiet()
     from .serving.run import serve
 
-    serve(arguments.adapter or ["tiny"], arguments.host, arguments.port, arguments.max_queue, arguments.max_seconds)
+    limits = {name: getattr(arguments, name) for name in ("max_queue", "max_seconds", "max_mib", "timeout", "rate")}
+    serve(arguments.adapter or ["tiny"], arguments.host, arguments.port, **limits)
 
 
 def _inspect(arguments: argparse.Namespace) -> Any:

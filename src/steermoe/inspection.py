@@ -66,6 +66,35 @@ def words_of(ears: Ears, samples: np.ndarray) -> list[tuple[float, float, str]]:
     return [(start, end, ears.processor.tokenizer.decode(ids).strip()) for start, end, ids in words]
 
 
+def seen(ears: Ears, samples: np.ndarray, frames: int = 240) -> dict[str, Any]:
+    """For a page to draw, of the first window of ``samples``: ``seconds``, ``words`` [start, end, text], ``mel`` (frames, bands)
+    and ``gates`` (frames, experts) of each of ``layers``, 1 the first, with its scale. Both are thinned to ``frames`` at
+    most and told in whole numbers to 255, gates on a square-root scale that ends at ``largest``.
+    """
+    gates, mel, scales = gates_of(ears, samples)
+    largest = max((float(gate.max()) for gate in gates), default=1.0)
+    low = max(float(mel.max()) - 2.0, float(mel.min())) if mel.size else 0.0  # as in ``plot_gates``
+    grey = (mel.T - low) / max(float(mel.max()) - low, 1e-6) if mel.size else mel
+    return {
+        "seconds": round(min(len(samples) / RATE, ears.model.frames.window), 3),
+        "words": [[round(start, 2), round(end, 2), word] for start, end, word in words_of(ears, samples)],
+        "mel": _thinned(grey, frames),
+        "largest": round(largest, 4),
+        "layers": [
+            {"layer": layer + 1, "scale": round(scale, 4), "gates": _thinned(np.sqrt(gate / largest), frames)}
+            for layer, scale, gate in zip(ears.model.steered_layers, scales, gates, strict=False)
+        ],
+    }
+
+
+def _thinned(rows: np.ndarray, most: int) -> list[list[int]]:
+    """Rows (T, N) of 0 to 1 -> the means of ``most`` stretches of them, 0 to 255."""
+    if not rows.size:
+        return []
+    means = [part.mean(axis=0) for part in np.array_split(rows, min(most, len(rows)))]
+    return np.round(np.stack(means).clip(0, 1) * 255).astype(int).tolist()  # type: ignore[no-any-return]
+
+
 def picture(ears: Ears, samples: np.ndarray, title: str = "", dark: bool = False) -> bytes:
     """PNG: the spectrogram, the words that are read in it and, below them, every steered layer's gates."""
     gates, mel, scales = gates_of(ears, samples)

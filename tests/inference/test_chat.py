@@ -17,7 +17,7 @@ from steermoe import Conversation, Toolbox
 from steermoe.errors import AudioError, UsageError
 from steermoe.inference.chat import in_lines
 from steermoe.inference.ears import Ears
-from steermoe.inference.held import Held
+from steermoe.inference.held import Held, Wanted, feed
 from tests.conftest import speechlike
 from tests.llms.families import FAMILIES, build
 
@@ -84,6 +84,56 @@ def test_what_is_held_gives_the_logits_of_the_whole(family: str) -> None:
         assert held.slots == wanted
     held.keep([*first[:3], 99, 98])
     assert held.slots == first[:3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_are_fed_together(family: str) -> None:
+    """Texts of any length, a few tokens of each at once, get the logits that they get alone, and hold what they held."""
+    llm, generator = build(family), torch.Generator().manual_seed(0)
+    sound = {"a": torch.randn(5, 48, generator=generator)}
+    begun = [[5, 6, 7], [9, *[("a", i) for i in range(5)], 10, 11], [12] * 12, [20]]
+    helds, alone = ([Held(llm) for _ in begun] for _ in range(2))
+    feed([Wanted(held, text, sound) for held, text in zip(helds, begun, strict=True)])
+    for more in (
+        [[1], [2], [3], [4]],
+        [[1, 21, 22], [2, 23], [3, 24], [4, 25, 26, 27]],
+        [[], [2, 23], [3] * 15, [4, 25]],
+    ):
+        texts = [[*text, *new, 30] for text, new in zip(begun, more, strict=True)]
+        told = feed([Wanted(held, text, sound) for held, text in zip(helds, texts, strict=True)])
+        for held, by_itself, text, logits in zip(helds, alone, texts, told, strict=True):
+            torch.testing.assert_close(logits, by_itself.feed(text, sound), atol=1e-4, rtol=1e-4)
+            assert held.slots == text
+
+
+def test_answers_that_are_written_together_are_those_given_alone(ears: Ears) -> None:
+    """Free text, drawn text, text that stops, calls and JSON, one of which ends before the others."""
+    act = function(type="object", properties={"n": {"type": "integer"}}, required=["n"])
+    asked: list[tuple[Any, list[Any], dict[str, Any]]] = [
+        ("very well", [], {"max_new_tokens": 30}),
+        ([audio(1.2, 1), text("said")], [], {"max_new_tokens": 20}),
+        ("the quick brown fox " * 6, [], {"max_new_tokens": 25, "temperature": 1.5, "seed": 3}),
+        ([audio(0.8, 2)], [act], {"tool_choice": "required", "max_new_tokens": 16}),
+        ("fox", [], {"response_format": {"type": "json_object"}, "max_new_tokens": 12}),
+        ("well", [], {"max_new_tokens": 2}),
+    ]
+    talks = [Conversation(ears, [{"role": "user", "content": said}], tools) for said, tools, _ in asked]
+    replies = [talk.stream(**options) for talk, (*_, options) in zip(talks, asked, strict=True)]
+    pieces: list[list[str]] = [[] for _ in replies]
+
+    def go_on(i: int, logits: torch.Tensor | None = None) -> Wanted | None:
+        item = replies[i].step(logits)
+        while isinstance(item, str):
+            pieces[i].append(item)
+            item = replies[i].step()
+        return item
+
+    wanted = {i: go_on(i) for i in range(len(replies))}
+    while going := {i: item for i, item in wanted.items() if item is not None}:
+        wanted = {i: go_on(i, logits) for i, logits in zip(going, feed(list(going.values())), strict=True)}
+    for reply, told, (said, tools, options) in zip(replies, pieces, asked, strict=True):
+        alone = Conversation(ears, [{"role": "user", "content": said}], tools).answer(**options)
+        assert reply.answer == alone and "".join(told) == alone.text
 
 
 def test_an_edited_history_is_another_prompt(ears: Ears) -> None:

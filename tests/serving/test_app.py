@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import requests
@@ -14,6 +15,7 @@ from openai import OpenAI
 
 from steermoe import Conversation
 from steermoe.inference.ears import Ears
+from steermoe.inspection import words_of
 from tests.conftest import speechlike
 from tests.serving.conftest import wav
 
@@ -136,6 +138,24 @@ def test_json_that_fits_its_schema(ask: OpenAI) -> None:
     assert json.loads(answer.choices[0].message.content or "")["n"] in (1, 2)
 
 
+def test_what_was_heard(url: str, ears: Ears, clip: Clip) -> None:
+    """The gates of an arrangement of the page: thinned, in whole numbers, those of the model."""
+    content = clip(6.0, 5)
+    told = requests.post(f"{url}/v1/steermoe/inspect", data={"model": "tiny"}, files={"file": content}).json()
+    assert told["seconds"] == 6.0 and [layer["layer"] for layer in told["layers"]] == [1, 2]
+    for layer in told["layers"]:
+        gates = (np.array(layer["gates"]) / 255) ** 2 * told["largest"]
+        assert gates.shape == (240, ears.config.num_experts) and np.abs(gates.sum(1) - 1).max() < 0.05
+    mel = np.array(told["mel"])
+    assert mel.shape == (240, 80) and 0 <= mel.min() < 60 and 100 < mel.max() <= 255
+    assert [word for _, _, word in told["words"]] == [word for _, _, word in words_of(ears, speechlike(6.0, 5))]
+    for wrong in (
+        {"data": {"model": "other"}, "files": {"file": content}},
+        {"data": {"model": "tiny"}, "files": {"file": b"x"}},
+    ):
+        assert requests.post(f"{url}/v1/steermoe/inspect", **wrong).status_code in (400, 404)
+
+
 def test_models(ask: OpenAI, url: str) -> None:
     assert [model.id for model in ask.models.list()] == ["tiny"] and ask.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError) as refused:
@@ -211,6 +231,14 @@ def test_half_a_character_is_refused(url: str) -> None:
         body = json.dumps({"model": "tiny", "messages": user(words("well")), "max_tokens": 2, **broken})
         answer = requests.post(f"{url}/v1/chat/completions", data=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400 and answer.json()["error"]["message"], broken
+
+
+def test_a_chat_is_sent_as_json(url: str) -> None:
+    body = json.dumps({"model": "tiny", "messages": user(words("well")), "max_tokens": 2})
+    for kind, status in {"text/plain": 400, "application/x-www-form-urlencoded": 400, "application/json": 200}.items():
+        answer = requests.post(f"{url}/v1/chat/completions", data=body, headers={"content-type": kind})
+        assert answer.status_code == status, kind
+    assert "application/json" in requests.post(f"{url}/v1/chat/completions", data=body).json()["error"]["message"]
 
 
 def test_what_is_wrong_with_a_clip_is_said(ask: OpenAI, url: str, clip: Clip) -> None:

@@ -21,7 +21,7 @@ import requests
 
 from steermoe.errors import UsageError
 from steermoe.inference.ears import Ears
-from steermoe.serving.gate import Lines, Settings
+from steermoe.serving.gate import Lines, Rate, Settings
 from steermoe.serving.run import read_keys
 from tests.serving.conftest import client, local, running
 
@@ -51,6 +51,31 @@ def test_keys(ears: Ears, tmp_path: Path) -> None:
             client(url, "first").audio.transcriptions.create(model="tiny", file=b"x" * 100)
         for path, status in {"/metrics": 401, "/openapi.json": 401, "/health": 200, "/ready": 200}.items():
             assert requests.get(url + path).status_code == status
+
+
+def test_each_key_has_its_rate(ears: Ears) -> None:
+    keys = read_keys({"STEERMOE_API_KEYS": "first second"})
+    engine = local(ears)
+    with running(engine, Settings(keys, rate=3)) as url:
+        engine.loaded.result(timeout=30)
+        for key in ("first", "second"):
+            for _ in range(3):
+                with pytest.raises(openai.NotFoundError):
+                    client(url, key).chat.completions.create(model="other", messages=[{"role": "user", "content": "a"}])
+            with pytest.raises(openai.RateLimitError) as refused:
+                client(url, key).chat.completions.create(model="other", messages=[{"role": "user", "content": "a"}])
+            assert refused.value.code == "rate_limit_exceeded"
+            assert 1 <= int(refused.value.response.headers["retry-after"]) <= 20
+            assert client(url, key).models.list().data  # what costs nothing is not counted
+
+
+def test_a_rate_fills_evenly() -> None:
+    rate = Rate(6)
+    assert [rate.wait("a", 100.0) for _ in range(6)] == [0.0] * 6 and rate.wait("a", 100.0) == pytest.approx(10.0)
+    assert rate.wait("b", 100.0) == 0.0 and rate.wait("a", 110.0) == 0.0 and rate.wait("a", 115.0) == pytest.approx(5.0)
+    for i in range(25_000):
+        rate.wait(i, 200.0 + i)
+    assert len(rate._due) <= 10_001  # those who sent long ago are forgotten
 
 
 def test_logs_hold_no_content(url: str, clip: Clip, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,21 +165,28 @@ def test_the_command(make: Callable[..., Ears], tmp_path: Path, clip: Clip) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         told = subprocess.run([*command, str(taken.getsockname()[1])], env=environ, capture_output=True, text=True)
     assert told.returncode == 2 and re.fullmatch(r"error: cannot listen on .*\n", told.stderr)
-    with subprocess.Popen([*command, "0"], env=environ, stderr=subprocess.PIPE, text=True) as process:
+    limits = ["--max-mib", "1", "--rate", "1", "--timeout", "600", "--max-seconds", "60"]
+    with subprocess.Popen([*command, "0", *limits], env=environ, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         begun = json.loads(process.stderr.readline())
         assert begun["event"] == "serving" and begun["models"] == ["mine"]
         assert json.loads(process.stderr.readline())["event"] == "ready"
         ask = client(begun["url"], "a-key")
+        with pytest.raises(openai.APIStatusError) as refused:
+            ask.audio.transcriptions.create(model="mine", file=bytes(1 << 20))
+        assert refused.value.status_code == 413 and json.loads(process.stderr.readline())["status"] == 413
         with ask.chat.completions.create(
             model="mine", messages=[{"role": "user", "content": "very well"}], max_tokens=60, temperature=2, stream=True
         ) as answer:
             first = next(iter(answer))
+            with pytest.raises(openai.RateLimitError):
+                ask.chat.completions.create(model="mine", messages=[{"role": "user", "content": "well"}])
             process.send_signal(signal.SIGTERM)
             chunks = [first, *answer]
         assert chunks[-1].choices[0].finish_reason in ("stop", "length")
-        line = json.loads(process.stderr.readline())
-        assert (line["event"], line["status"]) == ("request", 200) and "a-key" not in str(line)
+        lines = [json.loads(process.stderr.readline()) for _ in range(2)]
+        assert {(line["event"], line["status"]) for line in lines} == {("request", 200), ("request", 429)}
+        assert "a-key" not in str(lines)
         assert process.wait(timeout=30) in (0, -signal.SIGTERM)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,13 @@ import openai
 import pytest
 import torch
 
+from steermoe import Conversation
 from steermoe.errors import AdapterError, UsageError
+from steermoe.inference import held
+from steermoe.inference.chat import Reply
 from steermoe.inference.ears import Ears, load
 from steermoe.serving import local as local_module
-from steermoe.serving.local import Local, named
+from steermoe.serving.local import Job, Lane, Local, named
 from tests.serving.conftest import client, local, running
 
 Clip = Callable[..., bytes]
@@ -102,10 +106,13 @@ def test_a_stream_whose_reader_leaves_is_not_written_on(ears: Ears, monkeypatch:
     class Endless:
         def __init__(self, *_: Any) -> None: ...
 
-        def stream(self, *_: Any, **__: Any) -> Iterator[str]:
-            while True:
-                time.sleep(0.01)
-                yield "on and "
+        def stream(self, *_: Any, **__: Any) -> Reply:
+            def writing() -> Any:
+                while True:
+                    time.sleep(0.01)
+                    yield "on and "
+
+            return Reply(writing())
 
     monkeypatch.setattr(local_module, "Conversation", Endless)
     engine = local(ears)
@@ -114,8 +121,39 @@ def test_a_stream_whose_reader_leaves_is_not_written_on(ears: Ears, monkeypatch:
         messages: Any = [{"role": "user", "content": "very well"}]
         with client(url).chat.completions.create(model="tiny", messages=messages, stream=True) as answer:
             next(iter(answer))
-            until(lambda: engine._chat.current is not None)
-        until(lambda: engine._chat.current is None)
+            until(lambda: bool(engine._chat.current))
+        until(lambda: not engine._chat.current)
+
+
+def test_chats_that_wait_are_written_together_and_one_that_breaks_costs_no_other(
+    ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they say is what they say alone; of those under way each pass of the LLM feeds all."""
+    sizes: list[int] = []
+
+    def feed(wanted: Any) -> Any:
+        sizes.append(len(wanted))
+        if any(len(each.slots) > 150 for each in wanted):
+            raise RuntimeError("an LLM that breaks")
+        return held.feed(wanted)
+
+    said = ["very well", "quick brown fox", "said the fox", "over", "well"]
+    asked: list[Any] = [[{"role": "user", "content": text}] for text in said]
+    expected = [Conversation(ears, messages).answer(max_new_tokens=40).text for messages in asked]
+    broken: Any = [{"role": "user", "content": "quick brown fox " * 60}]
+    monkeypatch.setattr(local_module, "feed", feed)
+    engine = local(ears)
+    with running(engine) as url, ThreadPoolExecutor(8) as pool:
+        engine.loaded.result(timeout=30)
+
+        def send(messages: Any) -> Any:
+            return client(url).chat.completions.create(model="tiny", messages=messages, max_tokens=40)
+
+        jobs = [pool.submit(send, messages) for messages in [*asked[:3], broken, *asked[3:]]]
+        with pytest.raises(openai.InternalServerError, match="something broke here"):
+            jobs.pop(3).result()
+        assert [job.result().choices[0].message.content for job in jobs] == expected
+    assert max(sizes) >= 3
 
 
 def test_long_audio_and_chat_take_turns(ears: Ears, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,12 +174,29 @@ def test_long_audio_and_chat_take_turns(ears: Ears, clip: Clip, monkeypatch: pyt
             order.append(name)
 
         jobs = [pool.submit(say, "long", long)]
-        until(lambda: engine._long.current is not None)
+        until(lambda: bool(engine._long.current))
         jobs.append(pool.submit(say, "short", clip(1.0)))
         jobs.append(pool.submit(say, "chat", [{"role": "user", "content": "well"}]))
         for job in jobs:
             job.result()
     assert order[-1] == "long"
+
+
+def test_longer_recordings_take_turns(ears: Ears) -> None:
+    said: list[str] = []
+
+    def begin(name: str, steps: int) -> Any:
+        return lambda _: (said.append(f"{name}{i}") or i for i in range(steps))
+
+    async def read() -> None:
+        engine, lane = local(ears), Lane()
+        engine._ears = {"tiny": ears}
+        lane.waiting += [Job("tiny", begin("a", 4)), Job("tiny", begin("b", 2))]
+        while lane:
+            engine._read_on(lane)
+
+    asyncio.run(read())
+    assert said == ["a0", "a1", "b0", "a2", "b1", "a3"]
 
 
 def test_what_takes_too_long_is_given_up(watched: Watched, clip: Clip) -> None:
@@ -174,6 +229,14 @@ def test_before_it_is_ready_and_when_it_closes(ears: Ears, clip: Clip) -> None:
         engine.loaded.result(timeout=30)
         assert requests.get(f"{url}/ready").status_code == 200
     assert not engine._thread.is_alive()
+
+
+def test_what_is_made_once_is_made_before_it_is_ready(make: Callable[..., Ears]) -> None:
+    ears = make(seed=3)
+    engine = local(ears)
+    with running(engine):
+        engine.loaded.result(timeout=30)
+        assert {"dialect", "vocabulary"} <= vars(ears).keys()
 
 
 def test_adapters_side_by_side_in_one_server(make: Callable[..., Ears], clip: Clip, tmp_path: Path) -> None:

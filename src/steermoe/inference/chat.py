@@ -18,10 +18,10 @@ from torch import Tensor
 from ..audio import RATE, decode
 from ..errors import AudioError, UsageError
 from .grammar import Constraint, call_grammar, json_grammar, schema_of
-from .held import Held, Slot
+from .held import Held, Slot, Wanted, feed
 from .toolbox import Toolbox
 from .tools import Message, ToolCall, check_tools, parse_calls, told
-from .writer import Finish, Options, Writer
+from .writer import Finish, Options, Writer, step
 
 if TYPE_CHECKING:
     from ..processing import Prompt
@@ -57,17 +57,30 @@ class Answer:
 
 
 class Reply(Iterator[str]):
-    """Pieces of text, as they are written; ``answer`` is there once all were taken. Of a call no text is given out."""
+    """Pieces of text, as they are written; ``answer`` is there once all were taken. Of a call no text is given out.
 
-    def __init__(self, writing: Generator[str, None, Answer]) -> None:
-        self._writing, self.answer = writing, None  # type: Generator[str, None, Answer], Answer | None
+    Several are written together by a ``step`` of each, all that they want fed at once (``held.feed``).
+    """
 
-    def __next__(self) -> str:
+    def __init__(self, writing: Generator[str | Wanted, Tensor | None, Answer]) -> None:
+        self._writing = writing
+        self.answer: Answer | None = None
+
+    def step(self, logits: Tensor | None = None) -> str | Wanted | None:
+        """The next piece, or what is wanted for it, whose logits (V,) the next step takes; None at the end."""
         try:
-            return next(self._writing)
+            return self._writing.send(logits)
         except StopIteration as done:
             self.answer = self.answer or done.value
-            raise StopIteration from None
+            return None
+
+    def __next__(self) -> str:
+        item = self.step()
+        while isinstance(item, Wanted):
+            item = self.step(*feed([item]))
+        if item is None:
+            raise StopIteration
+        return item
 
 
 class Conversation:
@@ -110,6 +123,10 @@ class Conversation:
         Its message is added when all of it was taken. Raises UsageError and AudioError at once, and then leaves the
         messages as they were.
         """
+        return Reply(self._write(self.begin(content, **options)))
+
+    def begin(self, content: Any = None, **options: Any) -> Writer:
+        """As ``stream``, nothing written yet: for an LLM that is elsewhere. See ``Writer.steps`` and ``end``."""
         before = self.messages
         try:
             chosen = Options(**options)
@@ -118,7 +135,7 @@ class Conversation:
         added = [] if content is None else [{"role": "user", "content": content}]
         try:
             self.messages = [_decoded(message) for message in [*before, *added]]
-            return Reply(self._write(self._writer(chosen)))
+            return self._writer(chosen)
         except BaseException:
             self.messages = before
             raise
@@ -208,8 +225,20 @@ class Conversation:
                 content = content.replace(mark, "")
         return {**message, "content": content}
 
-    def _write(self, writer: Writer) -> Generator[str, None, Answer]:
-        yield from writer.pieces()
+    def _write(self, writer: Writer) -> Generator[str | Wanted, Tensor | None, Answer]:
+        steps, token = writer.steps(), None
+        while (item := step(steps, token)) is not None:
+            token = None
+            if isinstance(item, str):
+                yield item
+            else:
+                logits = yield writer.wanted
+                assert logits is not None
+                token = writer.pick(item, logits)
+        return self.end(writer)
+
+    def end(self, writer: Writer) -> Answer:
+        """The answer that was written; its message is added."""
         calls: list[ToolCall] = []
         if writer.calling:
             written = self.ears.processor.tokenizer.decode(writer.tokens) + self.ears.dialect.end

@@ -1,23 +1,26 @@
 """What a frozen LLM holds of one conversation: a key/value cache, and what lies in each of its slots.
 
 A prompt is a list of slots: a token id, or ``(digest, i)``, the i-th vector of the audio with that digest. What a new
-prompt has in common with the old one is not fed again; what no longer fits is dropped.
+prompt has in common with the old one is not fed again; what no longer fits is dropped. Several conversations take their
+next tokens in one pass of the LLM, each with a cache of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from ..errors import UsageError
-from .decoding import only_attends
+from .decoding import full_attention, only_attends
 
 Slot = int | tuple[str, int]
+FEW = 8  # new slots: what has more is fed by itself, so that the others are not padded to its length
 
 
 class Held:
@@ -63,7 +66,7 @@ class Held:
         """
         new = wanted[self.keep(wanted) :]
         try:
-            out = self.llm(**self._inputs(new, audios), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            out = self.llm(**self.inputs(new, audios), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         except BaseException:  # half fed: nobody knows what the layers hold
             self.forget()
             raise
@@ -71,8 +74,9 @@ class Held:
         self.slots += new
         return out.logits[0, -1].float()
 
-    def _inputs(self, new: Sequence[Slot], audios: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Ids as they are, so that text passes through the LLM as it always does; embeddings where there is audio."""
+    def inputs(self, new: Sequence[Slot], audios: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``input_ids`` (1, N) as they are, so that text passes through the LLM as it always does; ``inputs_embeds``
+        (1, N, D_llm) where there is audio."""
         embedding = self.llm.get_input_embeddings()
         device = embedding.weight.device
         ids = torch.tensor([slot if isinstance(slot, int) else 0 for slot in new], device=device)
@@ -83,3 +87,69 @@ class Held:
         rows = [audios[slot[0]][slot[1]] for slot in new if not isinstance(slot, int)]
         embeds[torch.tensor(heard, device=device)] = torch.stack(rows).to(embeds)
         return {"inputs_embeds": embeds[None]}
+
+
+class Wanted(NamedTuple):
+    """What is to be held, and the audios (S, D_llm) in it by digest."""
+
+    held: Held
+    slots: Sequence[Slot]
+    audios: Mapping[str, Tensor]
+
+    def few(self) -> bool:
+        """Whether what is missing are a few tokens, and a mask alone says what they attend to: then others join in."""
+        new = self.slots[self.held.keep(self.slots) :]
+        words = len(new) <= FEW and all(isinstance(slot, int) for slot in new)
+        return words and full_attention(self.held.llm, len(self.slots))
+
+
+def feed(wanted: Sequence[Wanted]) -> list[Tensor]:
+    """``Held.feed`` of several conversations with one LLM: a few tokens of each are fed in one pass, the rest alone."""
+    together = [each for each in wanted if each.few()] if len(wanted) > 1 else []
+    rows = dict(zip(map(id, together), _feed_rows(together), strict=True)) if len(together) > 1 else {}
+    return [rows[id(each)] if id(each) in rows else each.held.feed(each.slots, each.audios) for each in wanted]
+
+
+class _Rows(DynamicCache):
+    """The caches of several texts as one batch, padded at their ends. Of what comes each keeps its own ``sizes``."""
+
+    def __init__(self, caches: Sequence[DynamicCache], sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.caches, self.sizes = caches, sizes
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        held = [
+            cache.update(keys[i : i + 1, :, :size], values[i : i + 1, :, :size], layer)
+            for i, (cache, size) in enumerate(zip(self.caches, self.sizes, strict=True))
+        ]
+        keys, values = (pad_sequence([x[0].transpose(0, 1) for x in each], True) for each in zip(*held, strict=True))
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+
+@torch.inference_mode()
+def _feed_rows(wanted: Sequence[Wanted]) -> list[Tensor]:
+    llm = wanted[0].held.llm
+    table = llm.get_input_embeddings().weight
+    new = [torch.tensor(slots[len(held.slots) :], device=table.device) for held, slots, _ in wanted]
+    places = [
+        torch.arange(len(held.slots), len(held.slots) + len(ids)) for (held, *_), ids in zip(wanted, new, strict=True)
+    ]
+    positions = pad_sequence(places, True).to(table.device)  # (B, Q)
+    unseen = torch.arange(max(len(each.slots) for each in wanted), device=table.device) > positions[:, None, :, None]
+    mask = torch.zeros(unseen.shape, dtype=table.dtype, device=table.device)  # (B, 1, Q, K)
+    rows = _Rows([each.held.cache for each in wanted], [len(ids) for ids in new])
+    try:
+        logits = llm(
+            input_ids=pad_sequence(new, True),
+            attention_mask=mask.masked_fill(unseen, torch.finfo(mask.dtype).min),
+            position_ids=positions,
+            past_key_values=rows,
+            use_cache=True,
+        ).logits
+    except BaseException:  # half fed
+        for each in wanted:
+            each.held.forget()
+        raise
+    for each in wanted:
+        each.held.slots = list(each.slots)
+    return [row[size - 1].float() for row, size in zip(logits, rows.sizes, strict=True)]

@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from ..audio import RATE, decode, pieces
@@ -119,6 +120,15 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
         whole = await _unless_gone(request, _all(told))
         return GONE if whole is None else JSONResponse(protocol.completion(head, noted(whole[-1])))
 
+    @app.post("/v1/steermoe/inspect", openapi_extra=FORM)
+    async def inspect(request: Request) -> Response:
+        """What was heard, for a page to draw: the spectrogram, its words, and every layer's gates (``inspection.seen``)."""
+        asked, audio = await _form(request, settings)
+        model(asked.model)
+        seconds = await run_in_threadpool(_measured, audio, settings.max_seconds)
+        whole = await _unless_gone(request, _all(engine.inspect(asked.model, audio, seconds)))
+        return GONE if whole is None else JSONResponse(whole[0])
+
     def about(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": since, "owned_by": "steermoe"}
 
@@ -163,6 +173,10 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return response(protocol.invalid(error.errors()))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return GONE
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:

@@ -1,4 +1,4 @@
-"""What answers: the two things an engine does, whichever machine the LLM runs on."""
+"""What answers: the things an engine does, whichever machine the LLM runs on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Refusal(SteerMoEError):
 
 
 class Engine(Protocol):
-    """Adapters by name. Both calls queue at once, raising Refusal where they cannot, and are waited for by iterating.
+    """Adapters by name. The calls queue at once, raising Refusal where they cannot, and are waited for by iterating.
 
     Closing what they give (``aclose``) withdraws the request. UsageError and AudioError are raised before the first item;
     a transcription that breaks off raises AudioError where it does.
@@ -56,3 +56,6 @@ class Engine(Protocol):
         self, model: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], options: dict[str, Any]
     ) -> AsyncGenerator[str | Answer]:
         """Text as it is written, and at last the Answer. ``messages`` as ``Conversation`` takes them."""
+
+    def inspect(self, model: str, audio: bytes, seconds: float) -> AsyncGenerator[dict[str, Any]]:
+        """One item: what ``inspection.seen`` tells of the beginning of such a clip."""

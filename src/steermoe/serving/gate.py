@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -29,18 +30,39 @@ from .protocol import refused
 
 log = logging.getLogger("steermoe.serving")
 OPEN = ("/", "/health", "/ready")  # what needs no key
+NAMES = 10_000  # senders that are kept in mind, but for those who sent within the last minute
 Scope = MutableMapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Settings:
     """``keys`` are SHA-256 digests of the API keys, none: no key is asked for. ``max_bytes`` limits a request's body,
-    ``max_seconds`` its audio, ``patience`` (seconds) the time in which a body must have come."""
+    ``max_seconds`` its audio, ``patience`` (seconds) the time in which a body must have come, ``rate`` how many requests a
+    minute each key (without keys: each address) may send, None: any number."""
 
     keys: tuple[bytes, ...] = ()
     max_bytes: int = 25 << 20
     max_seconds: float = 7200.0
     patience: float = 60.0
+    rate: int | None = None
+
+
+class Rate:
+    """``rate`` requests a minute of each name, at once or one after the other."""
+
+    def __init__(self, rate: int) -> None:
+        self.gap = 60.0 / rate
+        self._due: dict[Any, float] = {}  # when all that were sent would have come evenly
+
+    def wait(self, name: Any, now: float) -> float:
+        """Seconds until ``name`` may send its next request; 0, and it is counted."""
+        due = max(self._due.get(name, now), now)
+        if (early := due + self.gap - now - 60.0) > 1e-6:
+            return early
+        if len(self._due) > NAMES:
+            self._due = {name: due for name, due in self._due.items() if due > now}
+        self._due[name] = due + self.gap
+        return 0.0
 
 
 class Metrics:
@@ -78,6 +100,7 @@ class Gate:
 
     def __init__(self, app: Any, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         self.app, self.engine, self.settings, self.metrics = app, engine, settings, metrics
+        self.rate = Rate(settings.rate) if settings.rate else None
 
     async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         if scope["type"] != "http":
@@ -114,18 +137,23 @@ class Gate:
         return None
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
+        sender: Any = (scope.get("client") or [None])[0]
         if self.settings.keys and scope["path"] not in OPEN:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             digest = hashlib.sha256(key.strip().encode()).digest()
             same = [hmac.compare_digest(digest, known) for known in self.settings.keys]  # all: no time tells which
             if scheme.lower() != "bearer" or not any(same):
                 raise Refusal("give a valid key as `Authorization: Bearer KEY`", 401, "invalid_api_key")
+            sender = digest
         if scope["method"] == "POST":
             if (
                 int(length if (length := headers.get("content-length", "")).isdecimal() else 0)
                 > self.settings.max_bytes
             ):
                 raise self._too_large()
+            if self.rate and (wait := self.rate.wait(sender, time.monotonic())):
+                said = f"{self.settings.rate} requests a minute are allowed; wait {ceil(wait)} s"
+                raise Refusal(said, 429, "rate_limit_exceeded", retry_after=ceil(wait))
             self.engine.admit()  # before anything is read
 
     def _limited(self, receive: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,8 @@
 """The engine of one machine: adapters of one pair in this process, all torch work in one thread.
 
 Three lanes take turns, so that no kind of request waits for all of another: short clips, a batch of those that wait at
-once; longer audio, a few of its windows a turn; chat, for a moment a turn. Within a lane it is first come, first served.
+once; longer audio, a few windows of each a turn; chat, for a moment a turn, a batch of conversations a token further each
+pass of the LLM. Within a lane it is first come, first begun.
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ..audio import RATE, pieces
+from ..data import load_source
 from ..errors import UsageError
 from ..inference.chat import Answer, Conversation
 from ..inference.ears import BATCH, Ears, load
 from ..inference.find import find_adapter
+from ..inference.held import Wanted, feed
 from ..inference.transcripts import Piece
+from ..inspection import seen
 from .engine import Refusal
 
 SHORT = 30.0  # seconds: clips up to here are batched with others; what is longer fills batches by itself
@@ -29,10 +37,13 @@ PATIENCE = 60  # seconds: the longest Retry-After
 
 
 class Job:
-    """A request: ``steps`` makes what is given to the client, one item a step."""
+    """A request. ``begin`` gives the ``work`` that makes its answer: an iterator of pieces, or the Reply of a conversation,
+    whose next token takes what is ``wanted``."""
 
-    def __init__(self, model: str, steps: Callable[[Ears], Iterator[Any]], audio: bytes = b"") -> None:
-        self.model, self.steps, self.audio = model, steps, audio
+    def __init__(self, model: str, begin: Callable[[Ears], Any], audio: bytes = b"") -> None:
+        self.model, self.begin, self.audio = model, begin, audio
+        self.work: Any = None
+        self.wanted: Wanted | None = None
         self.gone, self.worked = False, 0.0
         self._loop, self._items = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
@@ -64,14 +75,14 @@ class Job:
 
 
 class Lane:
-    """Jobs that wait, and the one that is under way."""
+    """Jobs that wait, and those that are under way."""
 
     def __init__(self) -> None:
         self.waiting: deque[Job] = deque()
-        self.current: tuple[Job, Iterator[Any]] | None = None
+        self.current: list[Job] = []
 
     def __bool__(self) -> bool:
-        return bool(self.waiting) or self.current is not None
+        return bool(self.waiting or self.current)
 
 
 class Local:
@@ -119,12 +130,14 @@ class Local:
     def chat(
         self, model: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], options: dict[str, Any]
     ) -> AsyncGenerator[str | Answer]:
-        def steps(ears: Ears) -> Iterator[Any]:
-            reply = Conversation(ears, messages, tools).stream(None, **options)
-            yield from reply
-            yield reply.answer
+        job = Job(model, lambda ears: Conversation(ears, messages, tools).stream(None, **options))
+        return self._queued(self._chat, job)
 
-        return self._queued(self._chat, Job(model, steps))
+    def inspect(self, model: str, audio: bytes, seconds: float) -> AsyncGenerator[dict[str, Any]]:
+        def look(ears: Ears) -> Iterator[dict[str, Any]]:
+            yield seen(ears, next(pieces(audio, ears.model.frames.window, max_duration=seconds + 1)))
+
+        return self._queued(self._long, Job(model, look))
 
     def _queued(self, lane: Lane, job: Job) -> AsyncGenerator[Any]:
         with self._changed:
@@ -139,6 +152,7 @@ class Local:
             for name, adapter in self._adapters.items():
                 self._ears[name] = first.with_adapter(adapter) if first else self._load(adapter)
                 first = first or self._ears[name]
+                _warm(self._ears[name])
         except BaseException as error:
             self._closed = True
             self.loaded.set_exception(error)
@@ -150,10 +164,11 @@ class Local:
                 if self._closed:
                     break
             self._batch()
-            self._turn(self._long)
-            self._turn(self._chat)
-        left = [job for lane in self._lanes for job in lane.waiting]
-        for job in left + [lane.current[0] for lane in self._lanes if lane.current]:
+            for lane, step in ((self._long, self._read_on), (self._chat, self._write_on)):
+                until = time.monotonic() + SLICE
+                while lane and time.monotonic() < until and not self._closed:
+                    step(lane)
+        for job in [job for lane in self._lanes for job in (*lane.current, *lane.waiting)]:
             job.give(Refusal("the server is shutting down", 503, "not_ready", retry_after=5))
 
     def _take(self, lane: Lane, most: int = 1) -> list[Job]:
@@ -182,26 +197,78 @@ class Local:
         for job, each in zip(jobs, told, strict=True):
             job.give(*([each.error] if each.error else [*each.pieces, None]))
 
-    def _turn(self, lane: Lane) -> None:
-        until = time.monotonic() + SLICE
-        while (began := time.monotonic()) < until and not self._closed:
-            if lane.current is None:
-                if not (taken := self._take(lane)):
-                    return
-                lane.current = taken[0], taken[0].steps(self._ears[taken[0].model])
-            job, steps = lane.current
+    def _read_on(self, lane: Lane) -> None:
+        """A few windows more of one job; then it is the next one's turn."""
+        began = time.monotonic()
+        if len(lane.current) < BATCH:
+            lane.current += self._take(lane)
+        for job in lane.current[:1]:
             try:
-                item = None if job.gone else next(steps, None)
+                job.work = job.work or job.begin(self._ears[job.model])
+                item = None if job.gone else next(job.work, None)
             except Exception as error:
                 item = error
             job.give(item)
             job.worked += time.monotonic() - began
-            if item is None or isinstance(item, Exception):
-                lane.current = None
+            ended = item is None or isinstance(item, Exception)
+            lane.current = lane.current[1:] + ([] if ended else [job])
+            if ended:
                 self._paced(job.worked)
+
+    def _write_on(self, lane: Lane) -> None:
+        """A token more of a batch of jobs, one of which may have waited until now."""
+        began = time.monotonic()
+        if len(lane.current) < BATCH:
+            for job in self._take(lane):
+                lane.current.append(job)
+                self._go_on(job)
+        self._feed([job for job in lane.current if job.wanted])
+        for job in lane.current:
+            job.worked += (time.monotonic() - began) / len(lane.current)
+            if job.wanted is None:
+                self._paced(job.worked)
+        lane.current = [job for job in lane.current if job.wanted]
+
+    def _go_on(self, job: Job, logits: Tensor | None = None) -> None:
+        """Give what can be written until more is ``wanted``."""
+        item: Any = None
+        try:
+            job.work = job.work or job.begin(self._ears[job.model])
+            while not job.gone and isinstance(item := job.work.step(logits), str):
+                job.give(item)
+                logits = None
+            if item is None:
+                job.give(job.work.answer, None)
+        except Exception as error:
+            item = None
+            job.give(error)
+        job.wanted = item
+
+    def _feed(self, jobs: list[Job]) -> None:
+        try:
+            told = feed([job.wanted for job in jobs if job.wanted])
+        except Exception as error:  # as in _hear
+            for job in jobs if len(jobs) > 1 else []:
+                self._feed([job])
+            if len(jobs) == 1:
+                jobs[0].wanted = None
+                jobs[0].give(error)
+            return
+        for job, logits in zip(jobs, told, strict=True):
+            self._go_on(job, logits)
 
     def _paced(self, seconds: float) -> None:
         self._pace += 0.2 * (seconds - self._pace)
+
+
+def _warm(ears: Ears) -> None:
+    """What is made at a first request is made now: of each kind one is answered, about speech that comes with the package."""
+    audio = load_source("librivox")[1].load()
+    ears.transcribe(audio, sampling_rate=RATE)
+    heard = {"type": "audio", "audio": audio, "sampling_rate": RATE}
+    tool = {"type": "function", "function": {"name": "ready"}}
+    with suppress(UsageError):  # not every LLM can call
+        ears.chat([{"role": "user", "content": [heard]}], [tool], tool_choice="required")
 
 
 def named(adapters: Sequence[str]) -> dict[str, Path]:

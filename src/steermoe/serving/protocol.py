@@ -126,6 +126,8 @@ class ChatRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _text(cls, body: Any) -> Any:
+        if isinstance(body, bytes):
+            raise ValueError("JSON is needed, sent as Content-Type: application/json")
         json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text: a ValueError
         return body
 

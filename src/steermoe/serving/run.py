@@ -37,9 +37,20 @@ def read_keys(environ: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
     return tuple(digests)
 
 
-def serve(adapters: Sequence[str], host: str, port: int, max_queue: int, max_seconds: float) -> None:
-    """Until it is interrupted. Raises AdapterError and UsageError for what stands in the way of serving."""
-    settings, engine = Settings(read_keys(), max_seconds=max_seconds), Local(named(adapters), max_queue=max_queue)
+def serve(
+    adapters: Sequence[str],
+    host: str,
+    port: int,
+    *,
+    max_queue: int,
+    max_seconds: float,
+    max_mib: int,
+    timeout: float,
+    rate: int | None,
+) -> None:
+    """Until it is interrupted. ``timeout`` is an answer's; for the rest see ``Settings``. Raises AdapterError and UsageError for what stands in the way of serving."""
+    settings = Settings(read_keys(), max_bytes=max_mib << 20, max_seconds=max_seconds, rate=rate)
+    engine = Local(named(adapters), max_queue=max_queue, timeout=timeout)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=1024)
