@@ -110,6 +110,10 @@ class Conversation:
         Its message is added when all of it was taken. Raises UsageError and AudioError at once, and then leaves the
         messages as they were.
         """
+        return Reply(self._write(self.begin(content, **options)))
+
+    def begin(self, content: Any = None, **options: Any) -> Writer:
+        """As ``stream``, nothing written yet: for an LLM that is elsewhere. See ``Writer.steps`` and ``end``."""
         before = self.messages
         try:
             chosen = Options(**options)
@@ -118,7 +122,7 @@ class Conversation:
         added = [] if content is None else [{"role": "user", "content": content}]
         try:
             self.messages = [_decoded(message) for message in [*before, *added]]
-            return Reply(self._write(self._writer(chosen)))
+            return self._writer(chosen)
         except BaseException:
             self.messages = before
             raise
@@ -210,6 +214,10 @@ class Conversation:
 
     def _write(self, writer: Writer) -> Generator[str, None, Answer]:
         yield from writer.pieces()
+        return self.end(writer)
+
+    def end(self, writer: Writer) -> Answer:
+        """The answer that was written; its message is added."""
         calls: list[ToolCall] = []
         if writer.calling:
             written = self.ears.processor.tokenizer.decode(writer.tokens) + self.ears.dialect.end

@@ -145,7 +145,7 @@ class Constraint:
     def __init__(self, vocabulary: Vocabulary, grammar: str) -> None:
         from llguidance import LLMatcher
 
-        self.vocabulary = vocabulary
+        self.vocabulary, self.grammar = vocabulary, grammar
         self.matcher = LLMatcher(vocabulary.inner, LLMatcher.grammar_from_lark(grammar), log_level=0)
         self.text = b""
         self._check()

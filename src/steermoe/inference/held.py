@@ -63,7 +63,7 @@ class Held:
         """
         new = wanted[self.keep(wanted) :]
         try:
-            out = self.llm(**self._inputs(new, audios), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            out = self.llm(**self.inputs(new, audios), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         except BaseException:  # half fed: nobody knows what the layers hold
             self.forget()
             raise
@@ -71,8 +71,9 @@ class Held:
         self.slots += new
         return out.logits[0, -1].float()
 
-    def _inputs(self, new: Sequence[Slot], audios: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Ids as they are, so that text passes through the LLM as it always does; embeddings where there is audio."""
+    def inputs(self, new: Sequence[Slot], audios: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``input_ids`` (1, N) as they are, so that text passes through the LLM as it always does; ``inputs_embeds``
+        (1, N, D_llm) where there is audio."""
         embedding = self.llm.get_input_embeddings()
         device = embedding.weight.device
         ids = torch.tensor([slot if isinstance(slot, int) else 0 for slot in new], device=device)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,9 +51,16 @@ class Options:
         return [s for s in ([self.stop] if isinstance(self.stop, str) else self.stop) if s]
 
 
+class Ask(NamedTuple):
+    """A writer wants its next token; ``closing``: of those that are allowed one that leads to the end."""
+
+    closing: bool = False
+
+
 @dataclass
 class Writer:
     """Writes after ``slots``; ``pieces`` gives out text that is sure to stay. What came of it is in the other fields.
+    ``steps`` is the same for an LLM that is elsewhere: it asks for each token, and is sent it.
 
     Without ``callable`` the ``constraint`` binds from the first token. With it, it binds the call: from the first token
     if one must be made, else from where the LLM begins one, which is cut back to there and begun properly.
@@ -67,6 +74,8 @@ class Writer:
     constraint: Constraint | None = None
     callable: bool = False
     must_call: bool = False
+    forcing: bool = True
+    """Tokens without an alternative are taken unasked; False: only while closing."""
 
     def __post_init__(self) -> None:
         self.tokenizer, self.dialect = self.ears.processor.tokenizer, self.ears.dialect
@@ -88,10 +97,19 @@ class Writer:
             self.generator.seed()
 
     def pieces(self) -> Iterator[str]:
+        steps, token = self.steps(), None
+        while (item := step(steps, token)) is not None:
+            token = None
+            if isinstance(item, str):
+                yield item
+            else:
+                token = self._pick(item.closing)
+
+    def steps(self) -> Generator[str | Ask, int, None]:
         if self.must_call:
             self._begin_call("")
         shown = ""
-        while self._step():
+        while (ask := self._ask()) is not None and self._took((yield ask)):
             self._look()
             sure = self._sure()
             if sure.startswith(shown) and len(sure) > len(shown):
@@ -105,38 +123,49 @@ class Writer:
         if self.text.startswith(shown) and len(self.text) > len(shown):
             yield self.text[len(shown) :]
 
-    def _step(self) -> bool:
-        """Write one token, or all that are forced; False at the end."""
+    @property
+    def _closing(self) -> bool:
+        return self.binding is not None and len(self.tokens) >= self.room * 3 // 4
+
+    def _ask(self) -> Ask | None:
+        """Write what is forced, and ask for the next token; None at the end."""
         bound = self.binding
-        if bound is not None:
+        if bound is None:
+            if len(self.tokens) < self.room:
+                return Ask()
+            self.finish = "length"
+            return None
+        if self.forcing or self._closing:
             forced = bound.forced()
             bound.take(forced)
             self.tokens += forced
-            if bound.done:
-                return False
-        elif len(self.tokens) >= self.room:
-            self.finish = "length"
-            return False
-        logits = self.held.feed([*self.slots, *self.tokens], self.heard)
-        if bound is not None:
-            closing = len(self.tokens) >= self.room * 3 // 4
-            if len(self.tokens) > self.room + CLOSED_WITHIN:
-                raise UsageError(
-                    f"constrained decoding: no end after {len(self.tokens)} tokens; has the schema a finite value?"
-                )
-            if closing and bound.accepting:
-                return False
-            allowed = bound.closing(bound.allowed()) if closing else bound.allowed()
-            logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
-        token = self._pick(logits)
+        if bound.done or (self._closing and bound.accepting):
+            return None
+        if len(self.tokens) > self.room + CLOSED_WITHIN:
+            raise UsageError(
+                f"constrained decoding: no end after {len(self.tokens)} tokens; has the schema a finite value?"
+            )
+        return Ask(self._closing)
+
+    def _took(self, token: int) -> bool:
+        """Write ``token``, unless it is the end."""
         if token in self.ears.ends:
             return False
         self.tokens.append(token)
-        if bound is not None:
-            bound.take([token])
+        if self.binding is not None:
+            self.binding.take([token])
         return True
 
-    def _pick(self, logits: Tensor) -> int:
+    def allowed(self, closing: bool) -> Tensor:
+        """(V,): which tokens the constraint that binds lets come next."""
+        assert self.binding is not None
+        allowed = self.binding.allowed()
+        return self.binding.closing(allowed) if closing else allowed
+
+    def _pick(self, closing: bool) -> int:
+        logits = self.held.feed([*self.slots, *self.tokens], self.heard)
+        if self.binding is not None:
+            logits = logits.masked_fill(~self.allowed(closing).to(logits.device), float("-inf"))
         if suppressed := getattr(self.held.llm.generation_config, "suppress_tokens", None):
             logits = logits.index_fill(0, torch.tensor(suppressed, device=logits.device), float("-inf"))
         if self.options.temperature == 0:
@@ -175,3 +204,11 @@ class Writer:
         marks = [*self.options.stops, *([self.dialect.trigger] if self.callable else [])]
         longest = max((n for m in marks for n in range(1, len(m)) if self.text.endswith(m[:n])), default=0)
         return self.text[: len(self.text) - longest].rstrip("\ufffd").rstrip()
+
+
+def step(steps: Generator[str | Ask, int, None], token: int | None) -> str | Ask | None:
+    """What comes next of ``steps``, which is sent the ``token`` that it asked for, if it did; None at the end."""
+    try:
+        return next(steps) if token is None else steps.send(token)
+    except StopIteration:
+        return None

@@ -80,6 +80,21 @@ def load_llm(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedMod
     return _frozen(model)
 
 
+def load_embeddings(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+    """The causal LLM ``name`` without its layers: config, embedding table, and a head that is that table and means nothing.
+
+    For an LLM that runs elsewhere. Arguments and errors as for ``load_encoder``.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder, config = _llm(name)
+    text = config.get_text_config()
+    text.num_hidden_layers, config.tie_word_embeddings = 0, True
+    if getattr(text, "layer_types", None):
+        text.layer_types = []
+    return _frozen(_load(AutoModelForCausalLM, folder, _dtype(dtype), config=config))
+
+
 def outline_llm(name: str) -> PreTrainedModel:
     """The causal LLM ``name`` on the meta device: its modules and shapes; its weights are neither read nor allocated.
 
@@ -160,7 +175,7 @@ def _frozen(module: Any) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _load(auto: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _load(auto: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     """``auto.from_pretrained`` from safetensors, where a parameter that the files lack is an error."""
     weight_files(folder)  # its errors say more than those of transformers
     with _one_line(folder), no_progress_bars():
@@ -170,6 +185,7 @@ def _load(auto: Any, folder: Path, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     if info["missing_keys"]:  # they would be random numbers
         first, *more = sorted(info["missing_keys"])
