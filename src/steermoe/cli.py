@@ -124,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         "--max-queue", type=_positive, default=64, metavar="N", help="more waiting requests are sent away (429)"
     )
     sub.add_argument("--max-seconds", type=_seconds, default=7200.0, metavar="S", help="longer audio is refused")
+    sub.add_argument("--vllm", metavar="URL", help="the LLM runs in the vLLM server at this URL (its /v1), not here")
+    sub.add_argument("--vllm-model", metavar="NAME", help="what that server calls the LLM (default: its first model)")
 
     sub = command("inspect", "parameters, and how the router routes one clip", adapter=True)
     sub.add_argument("audio", nargs="?", help="with it: routing statistics, and a picture with --out")
@@ -363,7 +365,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     _quiet()
     from .serving.run import serve
 
-    serve(arguments.adapter or ["tiny"], arguments.host, arguments.port, arguments.max_queue, arguments.max_seconds)
+    told = ("host", "port", "max_queue", "max_seconds", "vllm", "vllm_model")
+    serve(arguments.adapter or ["tiny"], *(getattr(arguments, name) for name in told))
 
 
 def _inspect(arguments: argparse.Namespace) -> Any:

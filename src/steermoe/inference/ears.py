@@ -135,7 +135,7 @@ class Ears:
         """
         return in_order(
             sources,
-            lambda source: self._pieces(source, sampling_rate, max_duration),
+            lambda source: self.cut(source, sampling_rate, max_duration),
             self._write_all(batch_size, instruction, generate),
             batch_size,
         )
@@ -154,10 +154,11 @@ class Ears:
 
         Raises AudioError where the source breaks off.
         """
-        windowed = self._pieces(source, sampling_rate, max_duration)
+        windowed = self.cut(source, sampling_rate, max_duration)
         return as_written(windowed, self._write_all(batch_size, instruction, generate), batch_size)
 
-    def _pieces(self, source: Any, sampling_rate: int | None, limit: float) -> Iterator[tuple[Piece, np.ndarray]]:
+    def cut(self, source: Any, sampling_rate: int | None, limit: float) -> Iterator[tuple[Piece, np.ndarray]]:
+        """The windows of a source, their texts still empty. Raises AudioError where it breaks off, or after ``limit`` seconds."""
         longest, at = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window), 0
         for samples in pieces(source, longest, sampling_rate, limit):
             yield Piece(at / RATE, (at + len(samples)) / RATE), samples
@@ -199,11 +200,11 @@ class Ears:
         so that no text depends on what else is in the batch.
         """
         audios, drafts = self._listen(self._on_device(self.processor.features(clips)))
-        prompts = [self.processor.transcription(clip, instruction) for clip in clips]
-        return [
-            Asked(prompt, audio, draft, int(8 + 1.5 * len(audio))) if draft != [] else None
-            for prompt, audio, draft in zip(prompts, audios, drafts or [None] * len(audios), strict=True)
-        ]
+        told: list[Asked | None] = []
+        for i, (clip, audio) in enumerate(zip(clips, audios, strict=True)):
+            prompt, draft = self.processor.transcription(clip, instruction), drafts[i] if drafts is not None else None
+            told.append(Asked(prompt, audio, draft, int(8 + 1.5 * len(audio))) if draft != [] else None)
+        return told
 
     @torch.inference_mode()
     def embedded(self, asked: Asked) -> torch.Tensor:

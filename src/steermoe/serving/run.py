@@ -16,7 +16,9 @@ from ..errors import UsageError
 from .app import create_app
 from .gate import Lines, Settings, log
 from .local import Local, named
+from .vllm import Vllm
 
+VLLM_KEY = "STEERMOE_VLLM_API_KEY"
 KEYS, KEYS_FILE = "STEERMOE_API_KEYS", "STEERMOE_API_KEYS_FILE"
 GRACE = 30  # seconds in which requests under way may end
 
@@ -37,9 +39,17 @@ def read_keys(environ: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
     return tuple(digests)
 
 
-def serve(adapters: Sequence[str], host: str, port: int, max_queue: int, max_seconds: float) -> None:
+def serve(
+    adapters: Sequence[str],
+    host: str,
+    port: int,
+    max_queue: int,
+    max_seconds: float,
+    vllm: str | None = None,
+    vllm_model: str | None = None,
+) -> None:
     """Until it is interrupted. Raises AdapterError and UsageError for what stands in the way of serving."""
-    settings, engine = Settings(read_keys(), max_seconds=max_seconds), Local(named(adapters), max_queue=max_queue)
+    settings, engine = Settings(read_keys(), max_seconds=max_seconds), _engine(adapters, max_queue, vllm, vllm_model)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=1024)
@@ -69,6 +79,15 @@ def serve(adapters: Sequence[str], host: str, port: int, max_queue: int, max_sec
         server.run(sockets=[listening])
     if engine.loaded.done():
         engine.loaded.result()  # what went wrong
+
+
+def _engine(adapters: Sequence[str], max_queue: int, vllm: str | None, vllm_model: str | None) -> Local | Vllm:
+    if vllm is not None:
+        key = os.environ.get(VLLM_KEY)
+        return Vllm(named(adapters), vllm, model=vllm_model, key=key, max_queue=max_queue)
+    if vllm_model is not None:
+        raise UsageError(f"--vllm-model {vllm_model}: give the server, too: --vllm URL")
+    return Local(named(adapters), max_queue=max_queue)
 
 
 def _log_to_stderr() -> None:
