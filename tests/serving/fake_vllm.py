@@ -16,6 +16,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from transformers import DynamicCache
 
 from steermoe.inference.ears import Ears
 from steermoe.inference.grammar import Constraint
@@ -109,8 +110,9 @@ class FakeVllm:
             rows = table(torch.tensor(body["prompt"]))
         grammar = (body.get("structured_outputs") or {}).get("grammar")
         bound = Constraint(self.ears.vocabulary, grammar) if grammar else None
+        cache = DynamicCache()
         for _ in range(body["max_tokens"]):
-            logits = llm(inputs_embeds=rows[None]).logits[0, -1].float()
+            logits = llm(inputs_embeds=rows[None], past_key_values=cache, logits_to_keep=1).logits[0, -1].float()
             chances = logits.log_softmax(dim=-1)
             if bound is not None:
                 logits = logits.masked_fill(~bound.allowed(), float("-inf"))
@@ -123,4 +125,4 @@ class FakeVllm:
                 token,
                 {i: float(chances[i]) for i in [token, *body.get("logprob_token_ids", [])] if "logprobs" in body},
             )
-            rows = torch.cat([rows, table(torch.tensor([token]))])
+            rows = table(torch.tensor([token]))

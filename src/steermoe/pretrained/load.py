@@ -86,13 +86,19 @@ def load_embeddings(name: str, dtype: torch.dtype | str | None = None) -> PreTra
     For an LLM that runs elsewhere. Arguments and errors as for ``load_encoder``.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     folder, config = _llm(name)
     text = config.get_text_config()
     text.num_hidden_layers, config.tie_word_embeddings = 0, True
     if getattr(text, "layer_types", None):
         text.layer_types = []
-    return _frozen(_load(AutoModelForCausalLM, folder, _dtype(dtype), config=config))
+    shown = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the files hold layers, too, is no news
+    try:
+        return _frozen(_load(AutoModelForCausalLM, folder, _dtype(dtype), config=config))
+    finally:
+        logging.set_verbosity(shown)
 
 
 def outline_llm(name: str) -> PreTrainedModel:
