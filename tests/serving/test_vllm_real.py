@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -24,12 +23,9 @@ import soundfile
 import torch
 
 from steermoe.data import load_source
-from steermoe.inference.decoding import greedy
 from steermoe.inference.ears import Ears, load
 from steermoe.inference.find import SHIPPED
 from steermoe.pretrained import resolve
-from steermoe.serving.completions import Server
-from steermoe.serving.elsewhere import Heard, checked
 from steermoe.serving.local import Local
 from steermoe.serving.vllm import Vllm
 from tests.serving.conftest import client, running, wav
@@ -42,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no python that has vLLM (see docs/serving.md)"),
 ]
 PATIENCE = 900  # seconds for vLLM to start on a busy machine
-ULPS = 8  # of bfloat16 between the two likeliest tokens, where thirty layers in another order may decide
+ULPS = 8  # of bfloat16 between the two likeliest tokens, where another order of sums may decide
 
 
 class Process:
@@ -108,18 +104,12 @@ def url(vllm: Process, plain: Path) -> Iterator[str]:
         yield url
 
 
-def write_all(url: str, clips: list[np.ndarray]) -> list[str]:
-    with ThreadPoolExecutor(4) as pool:
+def write_all(url: str, clips: list[np.ndarray], at_once: int = 4) -> list[str]:
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(lambda c: client(url, timeout=600).audio.transcriptions.create(model="tiny", file=wav(c)).text, clips))  # fmt: skip
 
 
-def heard(ears: Ears, clip: np.ndarray) -> Heard:
-    (asked,) = ears.asked([clip])
-    assert asked is not None
-    return Heard(ears.embedded(asked), [], 0.0, asked.limit)
-
-
-def test_fifty_clips_as_the_local_engine(url: str, vllm: Process, ears: Ears, clips: list[np.ndarray]) -> None:
+def test_fifty_clips_as_the_local_engine(url: str, ears: Ears, clips: list[np.ndarray]) -> None:
     engine = Local({"tiny": None}, load=lambda _: ears)
     with running(engine) as here:
         engine.loaded.result(timeout=60)
@@ -127,36 +117,27 @@ def test_fifty_clips_as_the_local_engine(url: str, vllm: Process, ears: Ears, cl
     theirs = write_all(url, clips)
     differ = [i for i in range(len(clips)) if mine[i] != theirs[i]]
     print(f"\n{len(clips) - len(differ)} of {len(clips)} transcripts are equal")
-    llm, tokenizer = ears.model.llm, ears.processor.tokenizer
-
-    async def elsewhere(asked: Heard) -> list[int]:
-        server = Server(vllm.url)
-        server.model = "llm"
-        try:
-            return await checked(server, asked, llm.get_input_embeddings(), ears.ends)
-        finally:
-            await server.close()
-
     for i in differ:
-        asked = heard(ears, clips[i])
-        (a,), b = greedy(llm, [asked.rows], [[]], ears.ends, [asked.limit]), asyncio.run(elsewhere(asked))
-        a, b = [*a, ears.processor.tokenizer.eos_token_id], [*b, ears.processor.tokenizer.eos_token_id]
-        at = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-        if at is None:
-            print(f"{i}: equal by itself, not among others: {mine[i]!r}, {theirs[i]!r}")
-            continue
-        with torch.inference_mode():
-            rows = torch.cat([asked.rows, llm.get_input_embeddings()(torch.tensor(a[:at], dtype=torch.long))])
-            logits = llm(inputs_embeds=rows[None].to(asked.rows)).logits[0, -1].float()
-        best, ulp = logits.topk(2), 2.0 ** (int(logits.max().abs().log2().floor()) - 7)
-        gap = float(logits.max() - logits[b[at]]) / ulp
-        gap = max(gap, float(logits.max() - logits[a[at]]) / ulp)
-        print(
-            f"{i}: token {at}: {tokenizer.decode(a[at])!r} here, {tokenizer.decode(b[at])!r} there, {gap:.1f} ulp apart"
-        )
-        print(f"    {mine[i]!r}\n    {theirs[i]!r}")
-        assert {a[at], b[at]} <= set(best.indices.tolist()) and gap <= ULPS
-    assert len(differ) <= len(clips) // 4
+        assert told_apart(ears, clips[i], mine[i], theirs[i]) <= ULPS
+    assert len(differ) <= len(clips) // 8
+
+
+@torch.inference_mode()
+def told_apart(ears: Ears, clip: np.ndarray, mine: str, theirs: str) -> float:
+    """How far the LLM finds the two texts apart where first they differ: ulps of bfloat16 from the likeliest token down to
+    the less likely of the two."""
+    (asked,), llm, processor = ears.asked([clip]), ears.model.llm, ears.processor
+    assert asked is not None
+    a, b = ([*processor.tokens(text), processor.tokenizer.eos_token_id] for text in (mine, theirs))
+    at = next(k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    rows = ears.embedded(asked)
+    said = llm.get_input_embeddings()(torch.tensor(a[:at], dtype=torch.long))
+    logits = llm(inputs_embeds=torch.cat([rows, said.to(rows)])[None]).logits[0, -1].float()
+    best = float(logits.max())
+    ulps = (best - min(float(logits[a[at]]), float(logits[b[at]]))) / 2.0 ** (np.floor(np.log2(abs(best))) - 7)
+    words = [processor.tokenizer.decode(tokens[at]) for tokens in (a, b)]
+    print(f"token {at}: {words[0]!r} here, {words[1]!r} there, {ulps:.1f} ulp apart:\n    {mine!r}\n    {theirs!r}")
+    return ulps
 
 
 def test_chat_calls_and_json(url: str, ears: Ears, clips: list[np.ndarray]) -> None:
@@ -178,7 +159,7 @@ def test_chat_calls_and_json(url: str, ears: Ears, clips: list[np.ndarray]) -> N
 
 
 def test_nan_audio_changes_no_answer(url: str, clips: list[np.ndarray]) -> None:
-    expected = write_all(url, clips[:8])
+    expected = write_all(url, clips[:8], at_once=1)
     buffer = io.BytesIO()
     soundfile.write(buffer, np.where(np.arange(32_000) % 7 == 0, np.nan, 0.1), 16_000, format="WAV", subtype="FLOAT")
 
@@ -188,12 +169,12 @@ def test_nan_audio_changes_no_answer(url: str, clips: list[np.ndarray]) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         nan = [pool.submit(broken, i) for i in range(8)]
-        among, after = write_all(url, clips[:8]), write_all(url, clips[:8])
+        among = write_all(url, clips[:8])
         for each in nan:
             each.result()
-    assert all(among) and all(after)
-    print(f"\n{sum(a == b for a, b in zip(expected, among, strict=True))}, "
-          f"{sum(a == b for a, b in zip(expected, after, strict=True))} of 8 as before")  # fmt: skip
+    same = sum(a == b for a, b in zip(expected, among, strict=True))
+    print(f"\n{same} of 8 the same in a batch")
+    assert all(among) and write_all(url, clips[:8], at_once=1) == expected
 
 
 def test_killed_and_started_again(url: str, vllm: Process, clips: list[np.ndarray]) -> None:

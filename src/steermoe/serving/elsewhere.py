@@ -20,6 +20,7 @@ from .completions import Server, Written
 
 AHEAD = 96  # drafted tokens whose log-probabilities are asked for: vLLM takes 128, ends among them
 NEVER = float("-inf")
+DIALECT = "%llguidance {}\n"  # at the head of a grammar: vLLM's others read the rest, too, and mean something else
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Tokens:
             self._stream = self._begin(1, allowed_token_ids=allowed)
         elif self._stream is None or self._next != (writer.tokens, bound):
             await self.aclose()
-            grammar = {"structured_outputs": {"grammar": bound.grammar}} if bound is not None else {}
+            grammar = {"structured_outputs": {"grammar": DIALECT + bound.grammar}} if bound is not None else {}
             self._stream = self._begin(max(1, writer.room - len(writer.tokens)), **grammar)
         token, _ = await anext(self._stream, (self._end, {}))
         self._next = [*writer.tokens, token], bound
