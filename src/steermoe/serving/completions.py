@@ -108,7 +108,7 @@ class Server:
         except SteerMoEError as error:
             return str(error)
         except Exception as error:  # whatever answers there is no vLLM
-            return f"{type(error).__name__} {error}"
+            return f"no vLLM: {type(error).__name__}"
         return None
 
     async def _check(self, ears: Ears) -> None:
@@ -153,13 +153,13 @@ class Server:
                         continue
                     event = json.loads(line[6:])
                     if "error" in event:
-                        raise self._away(f"an answer broke off: {event['error']}")
+                        raise self._away("an answer broke off with an error")
                     for choice in event["choices"]:
                         finish = choice.get("finish_reason") or finish
                         for written in _written(choice):
                             yield written
         except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
-            raise self._away(f"{type(error).__name__} {error}") from None
+            raise self._away(type(error).__name__) from None
         if finish not in ("stop", "length"):
             raise self._away(f"an answer broke off ({finish})")
 
@@ -167,19 +167,20 @@ class Server:
         try:
             response = await self._client.get(url, timeout=2 * AGAIN)
         except httpx2.HTTPError as error:
-            raise self._away(f"{type(error).__name__} {error}") from None
+            raise self._away(type(error).__name__) from None
         await self._accepted(response)
         return response.content
 
     async def _accepted(self, response: httpx2.Response) -> None:
         if response.status_code == 200:
             return
-        said = " ".join((await response.aread()).decode(errors="replace").split())[:300]
         if response.status_code in (400, 422):
+            said = " ".join((await response.aread()).decode(errors="replace").split())[:300]
             raise UsageError(f"the LLM's server refuses this: {said}")
-        raise self._away(f"{response.status_code} {said}")
+        raise self._away(f"it answers {response.status_code}")
 
     def _away(self, problem: str) -> Away:
+        """For the log, too, which holds nothing of a request: what the server says of one is not in it."""
         if self.problem is None:
             self._lost.set()
         self.problem = problem
