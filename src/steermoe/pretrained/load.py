@@ -90,15 +90,17 @@ def load_embeddings(name: str, dtype: torch.dtype | str | None = None) -> PreTra
 
     folder, config = _llm(name)
     text = config.get_text_config()
-    text.num_hidden_layers, config.tie_word_embeddings = 0, True
+    text.num_hidden_layers = 0
     if getattr(text, "layer_types", None):
         text.layer_types = []
     shown = logging.get_verbosity()
     logging.set_verbosity_error()  # that the files hold layers, too, is no news
     try:
-        return _frozen(_load(AutoModelForCausalLM, folder, _dtype(dtype), config=config))
+        llm = _load(AutoModelForCausalLM, folder, _dtype(dtype), config=config)
     finally:
         logging.set_verbosity(shown)
+    llm.get_output_embeddings().weight = llm.get_input_embeddings().weight  # a second table would only cost memory
+    return _frozen(llm)
 
 
 def outline_llm(name: str) -> PreTrainedModel:
