@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no python that has vLLM (see docs/serving.md)"),
 ]
 PATIENCE = 900  # seconds for vLLM to start on a busy machine
-ULPS = 8  # of bfloat16 between the two likeliest tokens, where another order of sums may decide
+ULPS = 4  # of bfloat16: as far as a logit of this LLM was seen to move from its float32 value
 
 
 class Process:
@@ -111,15 +112,19 @@ def write_all(url: str, clips: list[np.ndarray], at_once: int = 4, model: str = 
         return list(pool.map(lambda c: client(url, timeout=600).audio.transcriptions.create(model=model, file=wav(c)).text, clips))  # fmt: skip
 
 
+# One at a time: what is heard in a batch may round differently, and then it is another prompt.
+alone = partial(write_all, at_once=1)
+
+
 def test_fifty_clips_as_the_local_engine(
     url: str, adapters: dict[str, Path], ears: Ears, clips: list[np.ndarray]
 ) -> None:
     engine = Local(adapters)  # type: ignore[arg-type]
     with running(engine) as here:
         engine.loaded.result(timeout=60)
-        mine, checked = write_all(here, clips), write_all(here, clips[:24], model="checked")
-    theirs = write_all(url, clips)
-    same = sum(a == b for a, b in zip(checked, write_all(url, clips[:24], model="checked"), strict=True))
+        mine, checked = alone(here, clips), alone(here, clips[:24], model="checked")
+    theirs = alone(url, clips)
+    same = sum(a == b for a, b in zip(checked, alone(url, clips[:24], model="checked"), strict=True))
     print(f"\n{same} of {len(checked)} checked drafts are equal")
     assert same >= len(checked) - 3 and checked != mine[: len(checked)]
     differ = [i for i in range(len(clips)) if mine[i] != theirs[i]]
@@ -168,7 +173,7 @@ def test_chat_calls_and_json(url: str, ears: Ears, clips: list[np.ndarray]) -> N
 
 
 def test_nan_audio_changes_no_answer(url: str, clips: list[np.ndarray]) -> None:
-    expected = write_all(url, clips[:8], at_once=1)
+    expected = alone(url, clips[:8])
     buffer = io.BytesIO()
     soundfile.write(buffer, np.where(np.arange(32_000) % 7 == 0, np.nan, 0.1), 16_000, format="WAV", subtype="FLOAT")
 
@@ -183,7 +188,7 @@ def test_nan_audio_changes_no_answer(url: str, clips: list[np.ndarray]) -> None:
             each.result()
     same = sum(a == b for a, b in zip(expected, among, strict=True))
     print(f"\n{same} of 8 the same in a batch")
-    assert all(among) and write_all(url, clips[:8], at_once=1) == expected
+    assert all(among) and alone(url, clips[:8]) == expected
 
 
 def test_killed_and_started_again(url: str, vllm: Process, clips: list[np.ndarray]) -> None:
