@@ -137,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--rate", type=_positive, metavar="N", help="requests a minute of each API key (429; default: any)"
     )
+    sub.add_argument("--vllm", metavar="URL", help="the LLM runs in the vLLM server at this URL (its /v1), not here")
+    sub.add_argument("--vllm-model", metavar="NAME", help="what that server calls the LLM (default: its first model)")
 
     sub = command("inspect", "parameters, and how the router routes one clip", adapter=True)
     sub.add_argument("audio", nargs="?", help="with it: routing statistics, and a picture with --out")
@@ -389,8 +391,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     _quiet()
     from .serving.run import serve
 
-    limits = {name: getattr(arguments, name) for name in ("max_queue", "max_seconds", "max_mib", "timeout", "rate")}
-    serve(arguments.adapter or ["tiny"], arguments.host, arguments.port, **limits)
+    told = ("host", "port", "max_queue", "max_seconds", "max_mib", "timeout", "rate", "vllm", "vllm_model")
+    serve(arguments.adapter or ["tiny"], **{name: getattr(arguments, name) for name in told})
 
 
 def _inspect(arguments: argparse.Namespace) -> Any:

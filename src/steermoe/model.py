@@ -111,14 +111,25 @@ class SteerMoEForConditionalGeneration(nn.Module):
 
     @classmethod
     def from_pair(
-        cls, encoder: str, llm: str, *, device: str = "cpu", dtype: torch.dtype | None = None, **config: Any
+        cls,
+        encoder: str,
+        llm: str,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        llm_elsewhere: bool = False,
+        **config: Any,
     ) -> SteerMoEForConditionalGeneration:
-        """A new, untrained adapter between two pretrained models (names as in ``pretrained.resolve``)."""
-        from .pretrained import auto_dtype, load_llm
+        """A new, untrained adapter between two pretrained models (names as in ``pretrained.resolve``).
+
+        ``llm_elsewhere``: of an LLM that another process runs only the embeddings are loaded.
+        """
+        from .pretrained import auto_dtype, load_embeddings, load_llm
 
         dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
-        return cls(settings, load_frames(settings, dtype), load_llm(llm, dtype)).to(device)
+        load = load_embeddings if llm_elsewhere else load_llm
+        return cls(settings, load_frames(settings, dtype), load(llm, dtype)).to(device)
 
     def _steer(self, h: Tensor, layer: int) -> Tensor:
         """After an encoder layer; not while another model, with an adapter of its own, uses the same encoder."""

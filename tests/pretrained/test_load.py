@@ -32,8 +32,16 @@ from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TSp
 
 from steermoe.errors import FetchError, UsageError
 from steermoe.model import SteerMoEForConditionalGeneration
-from steermoe.pretrained import auto_dtype, load_encoder, load_feature_extractor, load_llm, load_tokenizer
+from steermoe.pretrained import (
+    auto_dtype,
+    load_embeddings,
+    load_encoder,
+    load_feature_extractor,
+    load_llm,
+    load_tokenizer,
+)
 from steermoe.pretrained.load import outline_llm
+from tests.llms.families import FAMILIES, build
 
 
 def whisper() -> PreTrainedModel:
@@ -262,6 +270,18 @@ def test_an_outline_has_shapes_and_no_weights(kind: type, tmp_path: Path) -> Non
     table = llm.get_input_embeddings()
     assert table.weight.shape == (50, 16) and float(getattr(table, "embed_scale", 1.0)) == 1.0
     assert all(p.is_meta and not p.requires_grad for p in llm.parameters()) and not llm.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_alone_are_the_llms(family: str, tmp_path: Path) -> None:
+    build(family).save_pretrained(tmp_path)
+    whole, alone = (load(str(tmp_path), torch.float32) for load in (load_llm, load_embeddings))
+    ids = torch.arange(7)
+    assert torch.equal(whole.get_input_embeddings()(ids), alone.get_input_embeddings()(ids))  # scaled where it scales
+    assert alone.get_output_embeddings().weight is alone.get_input_embeddings().weight
+    assert alone.generation_config.eos_token_id == whole.generation_config.eos_token_id
+    table = alone.get_input_embeddings().weight.numel()
+    assert sum(p.numel() for p in alone.parameters()) - table < (25_000 if family == "gpt2" else 500)  # its positions
 
 
 def test_what_is_no_audio_encoder_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ from .tools import Dialect, find_dialect
 from .transcripts import Piece, Transcript, Write, as_written, in_order
 
 BATCH = 8  # windows that are heard at once
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What the LLM is asked about a window: ``prompt`` with ``audio`` (S, D_llm) in its place, the ``draft`` (token ids) of a
+    lexical projector, and how many tokens it may write."""
+
+    prompt: Prompt
+    audio: torch.Tensor
+    draft: list[int] | None
+    limit: int
 
 
 class Ears:
@@ -123,7 +135,7 @@ class Ears:
         """
         return in_order(
             sources,
-            lambda source: self._pieces(source, sampling_rate, max_duration),
+            lambda source: self.cut(source, sampling_rate, max_duration),
             self._write_all(batch_size, instruction, generate),
             batch_size,
         )
@@ -142,10 +154,11 @@ class Ears:
 
         Raises AudioError where the source breaks off.
         """
-        windowed = self._pieces(source, sampling_rate, max_duration)
+        windowed = self.cut(source, sampling_rate, max_duration)
         return as_written(windowed, self._write_all(batch_size, instruction, generate), batch_size)
 
-    def _pieces(self, source: Any, sampling_rate: int | None, limit: float) -> Iterator[tuple[Piece, np.ndarray]]:
+    def cut(self, source: Any, sampling_rate: int | None, limit: float) -> Iterator[tuple[Piece, np.ndarray]]:
+        """The windows of a source, their texts still empty. Raises AudioError where it breaks off, or after ``limit`` seconds."""
         longest, at = min(self.model.frames.window, self.config.piece_seconds or self.model.frames.window), 0
         for samples in pieces(source, longest, sampling_rate, limit):
             yield Piece(at / RATE, (at + len(samples)) / RATE), samples
@@ -159,32 +172,46 @@ class Ears:
 
     @torch.inference_mode()
     def _transcribe(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:
-        """One window each. Where no word is heard the text is empty: an LLM that is asked would invent one."""
-        audios, drafts = self._listen(self._on_device(self.processor.features(clips)))
-        prompts = [self.processor.transcription(clip, instruction) for clip in clips]
-        # A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its own
-        # limit, so that no text depends on what else is in the batch.
-        limits = [int(8 + 1.5 * len(audio)) for audio in audios]
+        """One window each."""
         vectors = self.config.prompt_vectors > 0
-        texts, undrafted, drafted = [""] * len(clips), [], []
-        for i, (prompt, audio, limit) in enumerate(zip(prompts, audios, limits, strict=True)):
-            length = len(prompt.ids) + len(audio) + self.config.prompt_vectors + limit
-            if drafts is None or (drafts[i] and (generate or not can_draft(self.model.llm, length))):
-                undrafted.append(i)
-            elif drafts[i]:
-                drafted.append(i)
-        if drafted and drafts is not None:
-            rows = [(prompts[i], audios[i], drafts[i], limits[i]) for i in drafted]
-            for i, text in zip(drafted, self._check(rows, vectors), strict=True):
+        texts, undrafted, drafted = [""] * len(clips), dict[int, Asked](), dict[int, Asked]()
+        for i, asked in enumerate(self.asked(clips, instruction)):
+            if asked is not None:
+                length = len(asked.prompt.ids) + len(asked.audio) + self.config.prompt_vectors + asked.limit
+                checked = asked.draft is not None and not generate and can_draft(self.model.llm, length)
+                (drafted if checked else undrafted)[i] = asked
+        if drafted:
+            for i, text in zip(drafted, self._check(list(drafted.values()), vectors), strict=True):
                 texts[i] = text
         if undrafted:
-            mine = None if "max_new_tokens" in generate else [limits[i] for i in undrafted]
+            mine = None if "max_new_tokens" in generate else [asked.limit for asked in undrafted.values()]
             options = {"max_new_tokens": max(mine)} if mine else {}
             options |= {"with_prompt": vectors, **generate}
-            written = self._write([prompts[i] for i in undrafted], [audios[i] for i in undrafted], mine, **options)
-            for i, text in zip(undrafted, written, strict=True):
+            prompts, audios = zip(*((asked.prompt, asked.audio) for asked in undrafted.values()), strict=True)
+            for i, text in zip(undrafted, self._write(prompts, list(audios), mine, **options), strict=True):
                 texts[i] = text
         return texts
+
+    @torch.inference_mode()
+    def asked(self, clips: Sequence[np.ndarray], instruction: str | None = None) -> list[Asked | None]:
+        """What transcribing these windows asks of the LLM; None where no word is heard: it would invent one.
+
+        A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its own limit,
+        so that no text depends on what else is in the batch.
+        """
+        audios, drafts = self._listen(self._on_device(self.processor.features(clips)))
+        told: list[Asked | None] = []
+        for i, (clip, audio) in enumerate(zip(clips, audios, strict=True)):
+            prompt, draft = self.processor.transcription(clip, instruction), drafts[i] if drafts is not None else None
+            told.append(Asked(prompt, audio, draft, int(8 + 1.5 * len(audio))) if draft != [] else None)
+        return told
+
+    @torch.inference_mode()
+    def embedded(self, asked: Asked) -> torch.Tensor:
+        """(S, D_llm): all that the LLM is given, as embeddings."""
+        ids = self._on_device(self.processor.ids([asked.prompt]))
+        vectors = self.config.prompt_vectors > 0
+        return self.model.splice(ids["input_ids"], ids["attention_mask"], [asked.audio], with_prompt=vectors)[0][0]
 
     def _listen(self, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], list[list[int]] | None]:
         """Windows of ``processor.features`` -> audio tokens (S_i, D_llm) of each and, if lexical, their token ids.
@@ -212,9 +239,10 @@ class Ears:
                     audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])
         return audios, tokens
 
-    def _check(self, rows: list[tuple[Prompt, torch.Tensor, list[int], int]], vectors: bool) -> list[str]:
-        """The LLM's transcripts of (prompt, audio, draft, limit): see ``decoding.greedy`` for who prevails."""
-        prompts, audios, drafts, limits = (list(column) for column in zip(*rows, strict=True))
+    def _check(self, rows: list[Asked], vectors: bool) -> list[str]:
+        """The LLM's transcripts of what was drafted: see ``decoding.greedy`` for who prevails."""
+        prompts, audios = [asked.prompt for asked in rows], [asked.audio for asked in rows]
+        drafts, limits = [asked.draft or [] for asked in rows], [asked.limit for asked in rows]
         ids = self._on_device(self.processor.ids(prompts))
         embeds, mask, _ = self.model.splice(ids["input_ids"], ids["attention_mask"], audios, with_prompt=vectors)
         shared = prompts[0].ids[: prompts[0].ids.index(self.model.audio_token_id)]  # the instruction follows the audio
@@ -317,10 +345,12 @@ def load(
     llm: str | None = None,
     device: str | None = None,
     dtype: torch.dtype | None = None,
+    llm_elsewhere: bool = False,
 ) -> Ears:
     """The shipped adapter, a folder, or a hub id, with the frozen pair it names (fetched on first use).
 
     ``encoder`` and ``llm`` point to local copies of the same weights. ``device``: CUDA where there is one.
+    ``llm_elsewhere``: another process runs the LLM; here are its embeddings, what is heard, and no answers.
     Raises AdapterError if the pair's weights are not those the adapter was trained for.
     """
     folder, content, config = _read(adapter)
@@ -329,7 +359,7 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {k: v for k, v in vars(config).items() if k not in ("encoder", "llm")}
     model = SteerMoEForConditionalGeneration.from_pair(
-        config.encoder, config.llm, device=device, dtype=dtype, **settings
+        config.encoder, config.llm, device=device, dtype=dtype, llm_elsewhere=llm_elsewhere, **settings
     )
     return _filled(model, content, folder, str(adapter))
 

@@ -86,6 +86,29 @@ def load_llm(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedMod
     return _frozen(model)
 
 
+def load_embeddings(name: str, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+    """The causal LLM ``name`` without its layers: config, embedding table, and a head that is that table and means nothing.
+
+    For an LLM that runs elsewhere. Arguments and errors as for ``load_encoder``.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    folder, config = _llm(name)
+    text = config.get_text_config()
+    text.num_hidden_layers = 0
+    if getattr(text, "layer_types", None):
+        text.layer_types = []
+    shown = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the files hold layers, too, is no news
+    try:
+        llm = _load(AutoModelForCausalLM, folder, _dtype(dtype), config=config)
+    finally:
+        logging.set_verbosity(shown)
+    llm.get_output_embeddings().weight = llm.get_input_embeddings().weight  # a second table would only cost memory
+    return _frozen(llm)
+
+
 def outline_llm(name: str) -> PreTrainedModel:
     """The causal LLM ``name`` on the meta device: its modules and shapes; its weights are neither read nor allocated.
 
@@ -166,7 +189,7 @@ def _frozen(module: Any) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _load(auto: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _load(auto: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     """``auto.from_pretrained`` from safetensors, where a parameter that the files lack is an error."""
     weight_files(folder)  # its errors say more than those of transformers
     with _one_line(folder), no_progress_bars():
@@ -176,6 +199,7 @@ def _load(auto: Any, folder: Path, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     if info["missing_keys"]:  # they would be random numbers
         first, *more = sorted(info["missing_keys"])

@@ -16,7 +16,9 @@ from ..errors import UsageError
 from .app import create_app
 from .gate import Lines, Settings, log
 from .local import Local, named
+from .vllm import Vllm
 
+VLLM_KEY = "STEERMOE_VLLM_API_KEY"
 KEYS, KEYS_FILE = "STEERMOE_API_KEYS", "STEERMOE_API_KEYS_FILE"
 GRACE = 30  # seconds in which requests under way may end
 
@@ -47,10 +49,13 @@ def serve(
     max_mib: int,
     timeout: float,
     rate: int | None,
+    vllm: str | None = None,
+    vllm_model: str | None = None,
 ) -> None:
-    """Until it is interrupted. ``timeout`` is an answer's; for the rest see ``Settings``. Raises AdapterError and UsageError for what stands in the way of serving."""
+    """Until it is interrupted. ``timeout`` is an answer's; for the rest see ``Settings``. Raises AdapterError and UsageError
+    for what stands in the way of serving."""
     settings = Settings(read_keys(), max_bytes=max_mib << 20, max_seconds=max_seconds, rate=rate)
-    engine = Local(named(adapters), max_queue=max_queue, timeout=timeout)
+    engine = _engine(adapters, max_queue, timeout, vllm, vllm_model)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=1024)
@@ -80,6 +85,17 @@ def serve(
         server.run(sockets=[listening])
     if engine.loaded.done():
         engine.loaded.result()  # what went wrong
+
+
+def _engine(
+    adapters: Sequence[str], max_queue: int, timeout: float, vllm: str | None, vllm_model: str | None
+) -> Local | Vllm:
+    if vllm is not None:
+        key = os.environ.get(VLLM_KEY)
+        return Vllm(named(adapters), vllm, model=vllm_model, key=key, max_queue=max_queue, timeout=timeout)
+    if vllm_model is not None:
+        raise UsageError(f"--vllm-model {vllm_model}: give the server, too: --vllm URL")
+    return Local(named(adapters), max_queue=max_queue, timeout=timeout)
 
 
 def _log_to_stderr() -> None:
