@@ -108,7 +108,7 @@ def test_a_run_is_kept_and_not_asked_again(
 
     def asker(*given: Any) -> Any:
         ask = real(*given)
-        return lambda task, column, row: asked.append(task.id) or ask(task, column, row)
+        return lambda tasks, column, rows: asked.extend(task.id for task in tasks) or ask(tasks, column, rows)
 
     monkeypatch.setattr(suite, "_asker", asker)
     options: Any = {

@@ -15,7 +15,7 @@ import torch
 
 from steermoe import Conversation, Toolbox
 from steermoe.errors import AudioError, UsageError
-from steermoe.inference.chat import in_lines
+from steermoe.inference.chat import Reply, in_lines, together
 from steermoe.inference.ears import Ears
 from steermoe.inference.held import Held, Wanted, feed
 from tests.conftest import speechlike
@@ -119,21 +119,15 @@ def test_answers_that_are_written_together_are_those_given_alone(ears: Ears) -> 
     ]
     talks = [Conversation(ears, [{"role": "user", "content": said}], tools) for said, tools, _ in asked]
     replies = [talk.stream(**options) for talk, (*_, options) in zip(talks, asked, strict=True)]
-    pieces: list[list[str]] = [[] for _ in replies]
 
-    def go_on(i: int, logits: torch.Tensor | None = None) -> Wanted | None:
-        item = replies[i].step(logits)
-        while isinstance(item, str):
-            pieces[i].append(item)
-            item = replies[i].step()
-        return item
+    def endless() -> Any:
+        yield "so far"
+        raise UsageError("no end")
 
-    wanted = {i: go_on(i) for i in range(len(replies))}
-    while going := {i: item for i, item in wanted.items() if item is not None}:
-        wanted = {i: go_on(i, logits) for i, logits in zip(going, feed(list(going.values())), strict=True)}
-    for reply, told, (said, tools, options) in zip(replies, pieces, asked, strict=True):
-        alone = Conversation(ears, [{"role": "user", "content": said}], tools).answer(**options)
-        assert reply.answer == alone and "".join(told) == alone.text
+    told = together([*replies, Reply(endless())])
+    for answer, (said, tools, options) in zip(told, asked, strict=False):
+        assert answer == Conversation(ears, [{"role": "user", "content": said}], tools).answer(**options)
+    assert len(told) == 7 and str(told[-1]) == "no end"
 
 
 def test_an_edited_history_is_another_prompt(ears: Ears) -> None:

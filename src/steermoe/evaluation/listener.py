@@ -74,20 +74,29 @@ class Adapter:
             return list(self.ears.hear(clips, sampling_rate=RATE, batch_size=self.batch_size))
 
     def answer(self, questions: Sequence[str], clips: Sequence[np.ndarray | None]) -> list[str]:
-        with self._steered():
-            return [self._answer(question, clip) for question, clip in zip(questions, clips, strict=True)]
+        from ..inference.chat import Conversation, together
 
-    def _answer(self, question: str, clip: np.ndarray | None) -> str:
-        ears = self.ears
+        ears, answers, replies = self.ears, dict[int, str](), dict[int, Any]()
         raw = ears.config.prompt_mode == "raw" or ears.processor.tokenizer.chat_template is None
-        if raw and clip is not None:  # asked as it was trained
-            return str(ears.transcribe(clip, sampling_rate=RATE, instruction=question, max_new_tokens=MAX_ANSWER))
-        parts: list[dict[str, Any]] = []
-        if clip is not None:
-            parts.append({"type": "audio", "audio": clip, "sampling_rate": RATE})
-        if question:
-            parts.append({"type": "text", "text": question})
-        return ears.chat([{"role": "user", "content": parts}], max_new_tokens=MAX_ANSWER)
+        with self._steered():
+            for i, (question, clip) in enumerate(zip(questions, clips, strict=True)):
+                if raw and clip is not None:  # asked as it was trained
+                    answers[i] = str(
+                        ears.transcribe(clip, sampling_rate=RATE, instruction=question, max_new_tokens=MAX_ANSWER)
+                    )
+                    continue
+                parts: list[dict[str, Any]] = []
+                if clip is not None:
+                    parts.append({"type": "audio", "audio": clip, "sampling_rate": RATE})
+                if question:
+                    parts.append({"type": "text", "text": question})
+                talk = Conversation(ears, [{"role": "user", "content": parts}])
+                replies[i] = talk.stream(max_new_tokens=MAX_ANSWER)
+            for i, answer in zip(replies, together(list(replies.values())), strict=True):
+                if isinstance(answer, UsageError):
+                    raise answer
+                answers[i] = str(answer)
+        return [answers[i] for i in range(len(questions))]
 
     def _steered(self) -> Any:
         from contextlib import nullcontext

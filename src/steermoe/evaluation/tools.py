@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 COLUMNS = ("text", "speech", "cascade")
 BFCL_MARKS = re.compile(r"[ ,./\-_*^]")
 CAUSES = ("right", "no call", "needless call", "wrong function", "missing argument", "added argument", "wrong value")
+BATCH = 8  # tasks that are answered together
 REFUSED = "refused"  # its schema cannot be kept to
 
 
@@ -171,12 +172,13 @@ def _digest(task: ToolTask) -> str:
     return hashlib.sha256(json.dumps([task.text, task.tools], sort_keys=True).encode()).hexdigest()[:16]
 
 
-Asker = Callable[[ToolTask, str, Row], dict[str, Any]]
+Asker = Callable[[Sequence[ToolTask], str, Sequence[Row]], list[dict[str, Any]]]
 
 
 def _asker(ears: Ears, columns: Sequence[str], tool_choice: str, max_new_tokens: int) -> Asker:
-    """What answers a task in a column: ``{"calls", "text"}``, or ``{"refused"}``; transcripts are kept in the row."""
-    from ..inference.chat import Conversation
+    """What answers tasks in a column, together: ``{"calls", "text"}`` each, or ``{"refused"}``, or ``{"error"}`` where the task
+    was not heard; transcripts are kept in the rows."""
+    from ..inference.chat import Conversation, Reply, together
 
     own: Callable[[list[np.ndarray]], list[str]] | None = None
     if "cascade" in columns:
@@ -184,19 +186,33 @@ def _asker(ears: Ears, columns: Sequence[str], tool_choice: str, max_new_tokens:
 
         own = WhisperOwnDecoder(ears.config.encoder, device=str(ears.model.device))
 
-    def ask(task: ToolTask, column: str, row: Row) -> dict[str, Any]:
+    def begin(task: ToolTask, column: str, row: Row) -> Reply:
         content: Any = task.text
         if column == "speech":
             content = [{"type": "audio", "audio": task.load(), "sampling_rate": 16_000}]
         elif column == "cascade" and own is not None:
             content = row["transcript"] = row.get("transcript") or own([task.load()])[0]
-        try:
-            talk = Conversation(ears, tools=task.tools)
-            answer = talk.answer(content, tool_choice=tool_choice, max_new_tokens=max_new_tokens)
-        except UsageError as error:
-            return {"calls": [], "text": "", REFUSED: str(error)}
-        calls = [{"name": call.name, "arguments": call.arguments} for call in answer.tool_calls]
-        return {"calls": calls, "text": answer.text}
+        return Conversation(ears, tools=task.tools).stream(
+            content, tool_choice=tool_choice, max_new_tokens=max_new_tokens
+        )
+
+    def ask(tasks: Sequence[ToolTask], column: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        told: list[dict[str, Any]] = [{} for _ in tasks]
+        replies: dict[int, Reply] = {}
+        for i, (task, row) in enumerate(zip(tasks, rows, strict=True)):
+            try:
+                replies[i] = begin(task, column, row)
+            except UsageError as error:
+                told[i] = {"calls": [], "text": "", REFUSED: str(error)}
+            except (AudioError, OSError) as error:
+                told[i] = {"error": str(error)}
+        for i, answer in zip(replies, together(list(replies.values())), strict=True):
+            if isinstance(answer, UsageError):
+                told[i] = {"calls": [], "text": "", REFUSED: str(answer)}
+                continue
+            calls = [{"name": call.name, "arguments": call.arguments} for call in answer.tool_calls]
+            told[i] = {"calls": calls, "text": answer.text}
+        return told
 
     return ask
 
@@ -207,22 +223,27 @@ def _ask(
     from rich.console import Console
     from rich.progress import track
 
-    found, rows = predictions.read(path) if path is not None else {}, []
-    for task in track(tasks, "asking", console=Console(stderr=True)):
-        row: Row = {"id": task.id, "group": task.group, "task": _digest(task), "maker": maker}
-        old = found.get(task.id, {})
-        if all(old.get(key) == row[key] for key in row):
-            row = old
-        missing = [column for column in columns if column not in row]
-        for column in missing:
-            try:
-                row[column] = ask(task, column, row)
-            except (AudioError, OSError) as error:
-                row["error"] = str(error)
-                print(f"warning: task {task.id} was not heard: {error}", file=sys.stderr)
-        rows.append(row)
-        if path is not None and missing:
-            predictions.append(path, [row])
+    found, rows = predictions.read(path) if path is not None else {}, list[Row]()
+    parts = [tasks[start : start + BATCH] for start in range(0, len(tasks), BATCH)]
+    for part in track(parts, "asking", console=Console(stderr=True)):
+        mine: list[Row] = []
+        for task in part:
+            row: Row = {"id": task.id, "group": task.group, "task": _digest(task), "maker": maker}
+            old = found.get(task.id, {})
+            mine.append(old if all(old.get(key) == row[key] for key in row) else row)
+        before = [len(row) for row in mine]
+        for column in columns:
+            missing = [i for i, row in enumerate(mine) if column not in row]
+            answers = ask([part[i] for i in missing], column, [mine[i] for i in missing]) if missing else []
+            for i, answer in zip(missing, answers, strict=True):
+                if "error" in answer:
+                    mine[i]["error"] = answer["error"]
+                    print(f"warning: task {part[i].id} was not heard: {answer['error']}", file=sys.stderr)
+                else:
+                    mine[i][column] = answer
+        rows += mine
+        if path is not None and (new := [row for row, size in zip(mine, before, strict=True) if len(row) > size]):
+            predictions.append(path, new)
     return rows
 
 

@@ -83,6 +83,27 @@ class Reply(Iterator[str]):
         return item
 
 
+def together(replies: Sequence[Reply]) -> list[Answer | UsageError]:
+    """The answers of several conversations with one LLM, each of its passes a token of all; or what stands in the way of one."""
+    answers: list[Answer | UsageError | None] = [None] * len(replies)
+
+    def go_on(i: int, logits: Tensor | None = None) -> Wanted | None:
+        try:
+            item = replies[i].step(logits)
+            while isinstance(item, str):
+                item = replies[i].step()
+        except UsageError as error:
+            answers[i], item = error, None
+        else:
+            answers[i] = replies[i].answer
+        return item
+
+    wanted = {i: go_on(i) for i in range(len(replies))}
+    while left := {i: want for i, want in wanted.items() if want is not None}:
+        wanted = {i: go_on(i, row) for i, row in zip(left, feed(list(left.values())), strict=True)}
+    return [answer for answer in answers if answer is not None]
+
+
 class Conversation:
     """Turns between a user and an LLM that hears, one conversation, batch of one.
 
