@@ -179,7 +179,7 @@ def test_two_halves_keep_places_context_and_threads(monkeypatch: pytest.MonkeyPa
 def test_a_stream_is_the_transcript_as_it_is_written(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ears.config, "piece_seconds", 1.0)
     clip, heard = speechlike(7.5), []
-    monkeypatch.setattr(ears, "_transcribe", lambda c, *a, _t=ears._transcribe: heard.append(len(c)) or _t(c, *a))
+    monkeypatch.setattr(ears, "texts_of", lambda c, *a, _t=ears.texts_of: heard.append(len(c)) or _t(c, *a))
     found, first = [], 0
     for piece in ears.stream(clip, sampling_rate=16_000, batch_size=4):
         first = first or sum(heard)
@@ -194,8 +194,8 @@ def test_a_stream_is_the_transcript_as_it_is_written(ears: Ears, monkeypatch: py
 def test_chat_hears_long_audio_a_few_windows_at_a_time(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, sizes = speechlike(70.0), []
     monkeypatch.setattr("steermoe.inference.ears.BATCH", 2)
-    real = ears._listen
-    monkeypatch.setattr(ears, "_listen", lambda i: sizes.append(len(i["input_features"])) or real(i))
+    real = ears.listen
+    monkeypatch.setattr(ears, "listen", lambda i: sizes.append(len(i["input_features"])) or real(i))
     parts = [{"type": "audio", "audio": a, "sampling_rate": 16_000} for a in (clip, clip[:16_000])]
     few = ears.chat([{"role": "user", "content": parts}], max_new_tokens=5)
     assert sizes == [2, 2]

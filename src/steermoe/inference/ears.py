@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,39 +16,24 @@ from ..config import SteerMoEConfig
 from ..errors import AdapterError, UsageError
 from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
-from ..processing import Prompt, SteerMoEProcessor
+from ..processing import SteerMoEProcessor
 from .chat import Conversation
-from .decoding import can_draft, full_attention, greedy
 from .find import DEFAULT, find_adapter
 from .grammar import Vocabulary
 from .halves import in_batches
-from .readings import best_readings
 from .tools import Dialect, find_dialect
+from .transcriber import Transcriber
 from .transcripts import Piece, Transcript, Write, as_written, in_order
 
 BATCH = 8  # windows that are heard at once
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What the LLM is asked about a window: ``prompt`` with ``audio`` (S, D_llm) in its place, the ``draft`` (token ids) of a
-    lexical projector, and how many tokens it may write."""
-
-    prompt: Prompt
-    audio: torch.Tensor
-    draft: list[int] | None
-    limit: int
-
-
-class Ears:
+class Ears(Transcriber):
     """An LLM that hears: ``model`` and ``processor`` are the objects underneath."""
 
     def __init__(self, model: SteerMoEForConditionalGeneration, processor: SteerMoEProcessor, name: str) -> None:
-        self.model, self.processor, self.adapter_name = model, processor, name
-
-    @property
-    def config(self) -> SteerMoEConfig:
-        return self.model.config
+        super().__init__(model, processor)
+        self.adapter_name = name
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -168,93 +152,7 @@ class Ears:
         """What writes windows of audio, ``size`` at a time."""
         # What is drawn at random comes from one generator: then one batch after the other, too.
         halved = self.model.device.type == "cpu" and not generate
-        return lambda clips: in_batches(lambda some: self._transcribe(some, instruction, generate), clips, size, halved)
-
-    @torch.inference_mode()
-    def _transcribe(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:
-        """One window each."""
-        vectors = self.config.prompt_vectors > 0
-        texts, undrafted, drafted = [""] * len(clips), dict[int, Asked](), dict[int, Asked]()
-        for i, asked in enumerate(self.asked(clips, instruction)):
-            if asked is not None:
-                length = len(asked.prompt.ids) + len(asked.audio) + self.config.prompt_vectors + asked.limit
-                checked = asked.draft is not None and not generate and can_draft(self.model.llm, length)
-                (drafted if checked else undrafted)[i] = asked
-        if drafted:
-            for i, text in zip(drafted, self._check(list(drafted.values()), vectors), strict=True):
-                texts[i] = text
-        if undrafted:
-            mine = None if "max_new_tokens" in generate else [asked.limit for asked in undrafted.values()]
-            options = {"max_new_tokens": max(mine)} if mine else {}
-            options |= {"with_prompt": vectors, **generate}
-            prompts, audios = zip(*((asked.prompt, asked.audio) for asked in undrafted.values()), strict=True)
-            for i, text in zip(undrafted, self._write(prompts, list(audios), mine, **options), strict=True):
-                texts[i] = text
-        return texts
-
-    @torch.inference_mode()
-    def asked(self, clips: Sequence[np.ndarray], instruction: str | None = None) -> list[Asked | None]:
-        """What transcribing these windows asks of the LLM; None where no word is heard: it would invent one.
-
-        A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its own limit,
-        so that no text depends on what else is in the batch.
-        """
-        audios, drafts = self._listen(self._on_device(self.processor.features(clips)))
-        told: list[Asked | None] = []
-        for i, (clip, audio) in enumerate(zip(clips, audios, strict=True)):
-            prompt, draft = self.processor.transcription(clip, instruction), drafts[i] if drafts is not None else None
-            told.append(Asked(prompt, audio, draft, int(8 + 1.5 * len(audio))) if draft != [] else None)
-        return told
-
-    @torch.inference_mode()
-    def embedded(self, asked: Asked) -> torch.Tensor:
-        """(S, D_llm): all that the LLM is given, as embeddings."""
-        ids = self._on_device(self.processor.ids([asked.prompt]))
-        vectors = self.config.prompt_vectors > 0
-        return self.model.splice(ids["input_ids"], ids["attention_mask"], [asked.audio], with_prompt=vectors)[0][0]
-
-    def _listen(self, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], list[list[int]] | None]:
-        """Windows of ``processor.features`` -> audio tokens (S_i, D_llm) of each and, if lexical, their token ids.
-
-        Where the arg-max hears words, the LLM chooses among the likeliest readings; silence stays silence.
-        """
-        model, config = self.model, self.config
-        heard = model.project(*model.encode(inputs["input_features"], inputs["feature_lengths"]))
-        audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
-        projector = model.projector
-        if heard.tokens is None or heard.likeliest is None:
-            return audios, None
-        tokens = list(heard.tokens)
-        arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
-        if isinstance(projector, LexicalProjector) and not arg_max:
-            context = self.processor.before_speech()
-            most = [len(context) + len(clip.blank) for clip in heard.likeliest]
-            weighed = [i for i, n in enumerate(most) if tokens[i] and full_attention(model.llm, n)]
-            scores = [heard.likeliest[i] for i in weighed]
-            how = (config.readings, config.llm_weight, config.token_bonus)
-            chosen_of = best_readings(model.llm, context, scores, *how) if weighed else []
-            for i, chosen in zip(weighed, chosen_of, strict=True):
-                if chosen and chosen != tokens[i]:
-                    tokens[i] = chosen
-                    audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])
-        return audios, tokens
-
-    def _check(self, rows: list[Asked], vectors: bool) -> list[str]:
-        """The LLM's transcripts of what was drafted: see ``decoding.greedy`` for who prevails."""
-        prompts, audios = [asked.prompt for asked in rows], [asked.audio for asked in rows]
-        drafts, limits = [asked.draft or [] for asked in rows], [asked.limit for asked in rows]
-        ids = self._on_device(self.processor.ids(prompts))
-        embeds, mask, _ = self.model.splice(ids["input_ids"], ids["attention_mask"], audios, with_prompt=vectors)
-        shared = prompts[0].ids[: prompts[0].ids.index(self.model.audio_token_id)]  # the instruction follows the audio
-        told = [row[inside][len(shared) :] for row, inside in zip(embeds, mask.bool(), strict=True)]
-        written = greedy(self.model.llm, told, drafts, self.ends, limits, self.config.llm_margin, shared)
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
-
-    @property
-    def ends(self) -> set[int]:
-        """Tokens that end a turn: the tokenizer's, and what the LLM itself was told."""
-        told = self.model.llm.generation_config.eos_token_id
-        return {self.processor.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
+        return lambda clips: in_batches(lambda some: self.texts_of(some, instruction, generate), clips, size, halved)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Any = None, **options: Any) -> str:
         """The LLM's answer to messages with any number of audio parts at any place; of calls, one a line.
@@ -269,7 +167,7 @@ class Ears:
         windowed = [windows(audio, self.model.frames.window) for audio in audios]
         flat, heard = [window for cut in windowed for window in cut], list[torch.Tensor]()
         for start in range(0, len(flat), BATCH):
-            heard += self._listen(self._on_device(self.processor.features(flat[start : start + BATCH])))[0]
+            heard += self.listen(self._on_device(self.processor.features(flat[start : start + BATCH])))[0]
         rows = iter(heard)
         return [torch.cat([next(rows) for _ in cut]) for cut in windowed]
 
@@ -291,37 +189,6 @@ class Ears:
         heard = [[token for _ in cut for token in next(queue)] for cut in windowed]
         texts = [self.processor.tokenizer.decode(ids).strip() for ids in heard]
         return texts if many else texts[0]
-
-    def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        return {k: v.to(self.model.device) for k, v in batch.items()}
-
-    @torch.inference_mode()
-    def _write(
-        self, prompts: Sequence[Prompt], audios: list[torch.Tensor], limits: list[int] | None = None, **options: Any
-    ) -> list[str]:
-        """What the LLM writes after ``prompts`` with ``audios`` in their places; greedy unless options say otherwise.
-
-        ``limits`` are the most new tokens that are kept of each.
-        """
-        tokenizer = self.processor.tokenizer
-        inputs = self._on_device(self.processor.ids(prompts))
-        # Some LLMs are told to avoid what was said before: a transcript must repeat what was repeated.
-        known = {
-            "do_sample": False,
-            "repetition_penalty": 1.0,
-            "pad_token_id": self.processor.pad_id,
-            "eos_token_id": sorted(self.ends),
-        }
-        options = {**known, **options}
-        if audios:
-            new = self.model.generate(**inputs, audios=audios, **options)
-        else:
-            new = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
-        rows = [row[: limits[i]] if limits else row for i, row in enumerate(new.tolist())]
-        told = options["eos_token_id"]
-        ends = set(told if isinstance(told, list) else [told])
-        rows = [row[: next((i for i, token in enumerate(row) if token in ends), None)] for row in rows]
-        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def _as_list(audio: Any) -> tuple[list[Any], bool]:
