@@ -47,8 +47,8 @@ report: install
 	$(SCORE) --suite robustness --data fotaq:valid --out $(RUNS)/robustness
 	$(SCORE) --data librivox --baseline --heard --out $(RUNS)/librivox
 	$(SCORE) --suite gap --out $(RUNS)/gap
-	$(SCORE) --suite tools --data home --limit 100 --out $(RUNS)/home
-	$(SCORE) --suite tools --data bfcl --limit 100 --out $(RUNS)/bfcl
+	$(SCORE) --suite tools --data home --limit 50 --out $(RUNS)/home
+	$(SCORE) --suite tools --data bfcl --limit 50 --out $(RUNS)/bfcl
 	$(BIN)/steermoe report $(addprefix $(RUNS)/,text fotaq asterisk robustness librivox gap home bfcl) \
 		$(wildcard $(RUNS)/sounds-static $(RUNS)/sounds) --play $(RUNS)/librivox --play $(RUNS)/gap \
 		--title "The adapters that ship, measured" --out docs/report.html
