@@ -155,7 +155,9 @@ def test_it_is_one_of_the_suites(ears: Ears, orders: Path, tmp_path: Path, monke
         suites.suite("tools")(Endpoint("http://localhost:1", "m"), options)
 
 
-def test_the_gap_is_text_less_speech_on_the_same_tasks() -> None:
+def test_the_gap_is_text_less_speech_on_the_same_tasks(
+    ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tools = [tool("f", "", {"type": "object", "properties": {"n": {"type": "integer"}}})]
     tasks = [ToolTask(str(i), tools, Accepted("f", {"n": [i]}), "say", group="ab"[i % 2]) for i in range(8)]
     rows: list[dict[str, Any]] = [
@@ -176,6 +178,19 @@ def test_the_gap_is_text_less_speech_on_the_same_tasks() -> None:
     assert {g: (v["n"], v["exact"]) for g, v in groups.items()} == {"a": (4, 0.25), "b": (3, 1 / 3)}
     assert all(v["interval"][0] <= v["exact"] <= v["interval"][1] for v in groups.values())
     assert np.isclose(metrics["columns"]["speech"]["f1"], 2 * 2 / 14)
+
+    def asker(*_: Any) -> Any:
+        return lambda told, column, _: [
+            {"calls": call(n=int(t.id) if column == "text" else 0), "text": ""} for t in told
+        ]
+
+    for name, value in (("_asker", asker), ("load_tasks", lambda *_: tasks), ("COLUMNS", ("text", "speech"))):
+        monkeypatch.setattr(suite, name, value)
+    monkeypatch.setattr(suite.ask_all, "__kwdefaults__", {**suite.ask_all.__kwdefaults__, "columns": suite.COLUMNS})
+    result = suite.run(Adapter(ears), Options(data="these", out=tmp_path))
+    assert result["metrics"]["accuracy"] == 1 / 8 and result["metrics"]["gap"] == 7 / 8
+    page = write_report(tmp_path / "report.html", title="tools", runs=[read_run(tmp_path)]).read_text()
+    assert "text: a" in page and "speech: what went wrong" not in page and "wrong value 7" in page
 
 
 @pytest.mark.slow

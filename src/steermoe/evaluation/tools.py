@@ -270,6 +270,7 @@ def measure(rows: Sequence[Row], tasks: Sequence[ToolTask], columns: Sequence[st
         groups = {group: [bool(x) for x, (_, t) in zip(right, pairs, strict=True) if t.group == group]
                   for group in sorted({t.group for _, t in pairs})}  # fmt: skip
         found[column] = {
+            "n": len(pairs),
             "exact": float(right.mean()),
             "interval": [1 - high, 1 - low],
             "f1": 2 * hits / (given + wanted) if given + wanted else 1.0,
