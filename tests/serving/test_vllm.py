@@ -264,7 +264,8 @@ def test_who_leaves_is_written_for_no_longer_and_there_is_a_limit(
 
 
 def test_wrong_flags() -> None:
+    limits: Any = {"max_queue": 1, "max_seconds": 1.0, "max_mib": 1, "timeout": 1.0, "rate": None}
     with pytest.raises(UsageError, match=r"--vllm 127\.0\.0\.1:1: give its URL"):
-        serve(["tiny"], "127.0.0.1", 0, 1, 1.0, vllm="127.0.0.1:1")
+        serve(["tiny"], "127.0.0.1", 0, **limits, vllm="127.0.0.1:1")
     with pytest.raises(UsageError, match="give the server, too"):
-        serve(["tiny"], "127.0.0.1", 0, 1, 1.0, vllm_model="x")
+        serve(["tiny"], "127.0.0.1", 0, **limits, vllm_model="x")
