@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from itertools import groupby
@@ -26,6 +25,7 @@ import numpy as np
 
 from steermoe.config import build
 from steermoe.data import Example, load_source
+from steermoe.evaluation.predictions import append
 from steermoe.evaluation.scoring import interval, rate, score
 from steermoe.inference.ears import load
 from steermoe.training.metrics import whole_lines
@@ -142,9 +142,7 @@ def main() -> None:
                 continue
             print(f"seed {seed}, {row}", file=sys.stderr, flush=True)
             result = run(row, seed, arguments.steps, arguments.out, clips)
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
-                os.fsync(file.fileno())
+            append(path, [result])
             shutil.rmtree(folder_of(arguments.out, row, seed, arguments.steps) / "checkpoints", ignore_errors=True)
     print(table(finished(path, arguments.steps, len(clips)), arguments.steps))
 

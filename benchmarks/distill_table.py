@@ -14,8 +14,6 @@ Every finished run is one line of OUT/rows.jsonl and is not run again; one that 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from steermoe.config import build
 from steermoe.data import Example, load_source
 from steermoe.evaluation.gap import run as gap
 from steermoe.evaluation.listener import Adapter
+from steermoe.evaluation.predictions import append
 from steermoe.evaluation.suites import Options
 from steermoe.inference.ears import Ears, load
 from steermoe.training.distill import Teacher
@@ -135,9 +134,7 @@ def main() -> None:
                 continue
             print(f"seed {seed}, {objective}", file=sys.stderr, flush=True)
             result = run(objective, seed, arguments.steps, arguments.out, questions)
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
-                os.fsync(file.fileno())
+            append(path, [result])
     print(table(finished(), arguments.steps))
 
 

@@ -18,15 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..packages import Package, build_once, cache_root, unpacked
-from .held_out import by_line
-from .manifest import Example, read_manifest, write_manifest
+from ..packages import Package, unpacked
+from .held_out import load_package
+from .manifest import Example, write_manifest
 from .texts import sentence_case
 
 PACKAGE = Package(
     "deb", "beneath-a-steel-sky", "0.0372-8", "e2a25c880220c26a4dfd42904b878cc655afa1c72895f9c932befbd078622934"
 )
-SPLITS = ("train", "valid")
 LAYOUT = "v2"  # of the unpacked folder; a new one when its contents change
 RATE = 11_025
 HEADER = 22
@@ -47,10 +46,7 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
 
     No line of text is on both sides, nor in a test. The speakers are the same on both.
     """
-    if split not in SPLITS:
-        raise DataError(f"bass has no split {split!r}; it has {', '.join(SPLITS)}")
-    folder = build_once(cache_root() / "data" / "bass" / f"{PACKAGE.version}-{LAYOUT}", _build)
-    return by_line(read_manifest(folder / "manifest.jsonl"), split)
+    return load_package("bass", split, PACKAGE, LAYOUT, _build)
 
 
 def _build(scratch: Path) -> None:

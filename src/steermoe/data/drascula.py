@@ -16,14 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
-from ..packages import Package, build_once, cache_root, unpacked
-from .held_out import by_line
-from .manifest import Example, read_manifest, write_manifest
+from ..packages import Package, unpacked
+from .held_out import load_package
+from .manifest import Example, write_manifest
 from .texts import sentence_case
 
 PACKAGE = Package("deb", "drascula", "1.0+ds4-2", "ed4af8e2d41ad446e2f3b73533daa1804e2f13f62f596c0b02b8dc39544f22b4")
-SPLITS = ("train", "valid")
 LAYOUT = "v2"  # of the unpacked folder; a new one when its contents change
 RATE = 11_025
 TABLES = 7251  # where the number of languages is, which the tables follow
@@ -44,10 +42,7 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
 
     No line of text is on both sides, nor in a test. The speakers are the same on both.
     """
-    if split not in SPLITS:
-        raise DataError(f"drascula has no split {split!r}; it has {', '.join(SPLITS)}")
-    folder = build_once(cache_root() / "data" / "drascula" / f"{PACKAGE.version}-{LAYOUT}", _build)
-    return by_line(read_manifest(folder / "manifest.jsonl"), split)
+    return load_package("drascula", split, PACKAGE, LAYOUT, _build)
 
 
 def _build(scratch: Path) -> None:

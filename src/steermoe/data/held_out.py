@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from pathlib import Path
 
+from ..errors import DataError
+from ..packages import Package, build_once, cache_root
 from . import load_source
 from .fotaq import MIN_WORDS, VALID_SHARE, line_key
-from .manifest import Example
+from .manifest import Example, read_manifest
 from .questions import rows
 from .tool_tasks import load_tasks
 
+SPLITS = ("train", "valid")
 SPEECH = ("fotaq:test", "fotaq:valid", "asterisk:test", "librivox:test")
 TASKS = ("bfcl:test", "home:test")
 
@@ -23,6 +27,17 @@ def test_lines() -> frozenset[str]:
     texts += [task.text or "" for name in TASKS for task in load_tasks(name)]
     texts += [row["prompt"] for row in rows()]
     return frozenset(map(line_key, texts))
+
+
+def load_package(name: str, split: str, package: Package, layout: str, build: Callable[[Path], None]) -> list[Example]:
+    """``train`` or ``valid`` of what ``build`` makes, once, of a package whose clips have no split; ``layout`` is its version.
+
+    No line of text is on both sides, nor in a test. Raises DataError for another split.
+    """
+    if split not in SPLITS:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(SPLITS)}")
+    folder = build_once(cache_root() / "data" / name / f"{package.version}-{layout}", build)
+    return by_line(read_manifest(folder / "manifest.jsonl"), split)
 
 
 def by_line(clips: Iterable[Example], split: str) -> list[Example]:

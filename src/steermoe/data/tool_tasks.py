@@ -55,10 +55,11 @@ def tool(name: str, description: str, parameters: dict[str, Any]) -> dict[str, A
 
 
 def spoken(text: str) -> Path:
-    """``text`` said by one of the voices that are held out of training (synth.HELD_OUT), made on first use."""
+    """``text`` said by one of the voices that are held out of training (tts.HELD_OUT), made on first use."""
     import soundfile
 
-    from .synth import HELD_OUT, speak
+    from .synth import speak
+    from .tts import HELD_OUT
 
     digest = hashlib.sha256(text.encode()).hexdigest()
     voice = HELD_OUT[int(digest, 16) % len(HELD_OUT)]

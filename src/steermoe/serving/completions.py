@@ -72,6 +72,7 @@ class Server:
             limits=httpx2.Limits(max_connections=None),
             trust_env=False,  # no proxy stands between
         )
+        self._width = 0  # of the LLM, known once it was looked for
         self.problem: str | None = "not reached yet"
         self._lost = asyncio.Event()
 
@@ -121,6 +122,7 @@ class Server:
         most = listed[self.model].get("max_model_len") or config.max_position_embeddings
         config.max_position_embeddings = min(most, config.max_position_embeddings)
         table = ears.model.llm.get_input_embeddings()
+        self._width = table.weight.shape[1]
         ids = ears.processor.tokens(PROBE)
         with torch.inference_mode():
             rows = table(torch.tensor(ids, device=table.weight.device))
@@ -141,7 +143,7 @@ class Server:
             wanted = sorted(chances)
             body |= {"logprobs": len(wanted), "logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
         if isinstance(prompt, Tensor):
-            body["prompt_embeds"] = await asyncio.to_thread(encoded, prompt, prompt.shape[-1])
+            body["prompt_embeds"] = await asyncio.to_thread(encoded, prompt, self._width)
         else:
             body["prompt"] = prompt
         finish = None

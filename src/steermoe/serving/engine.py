@@ -9,6 +9,8 @@ from ..errors import SteerMoEError
 from ..inference.chat import Answer
 from ..inference.ears import Piece
 
+PATIENCE = 60  # seconds: the longest Retry-After
+
 
 class Refusal(SteerMoEError):
     """What a client is told instead of an answer: an HTTP status and what the OpenAI API says beside it."""
@@ -23,6 +25,17 @@ class Refusal(SteerMoEError):
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+
+def not_ready(closed: bool) -> Refusal:
+    said = "shutting down" if closed else "the models are being loaded"
+    return Refusal(f"{said}; try again in a moment", 503, "not_ready", retry_after=5)
+
+
+def too_late(seconds: float) -> Refusal:
+    return Refusal(
+        f"no answer within {seconds:g} s; try again later, or send less", 503, "timeout", retry_after=PATIENCE
+    )
 
 
 class Engine(Protocol):

@@ -29,11 +29,10 @@ from ..inference.find import find_adapter
 from ..inference.held import Wanted, feed
 from ..inference.transcripts import Piece
 from ..inspection import seen
-from .engine import Refusal
+from .engine import PATIENCE, Refusal, not_ready, too_late
 
 SHORT = 30.0  # seconds: clips up to here are batched with others; what is longer fills batches by itself
 SLICE = 0.25  # seconds of a turn: some ten tokens of a chat
-PATIENCE = 60  # seconds: the longest Retry-After
 
 
 class Job:
@@ -63,8 +62,7 @@ class Job:
                     async with asyncio.timeout_at(until):
                         item = await self._items.get()
                 except TimeoutError:
-                    message = f"no answer within {timeout:g} s; try again later, or send less"
-                    raise Refusal(message, 503, "timeout", retry_after=PATIENCE) from None
+                    raise too_late(timeout) from None
                 if item is None:
                     return
                 if isinstance(item, BaseException):
@@ -117,8 +115,7 @@ class Local:
 
     def admit(self) -> None:
         if self._closed or not self.loaded.done():
-            said = "shutting down" if self._closed else "the models are being loaded"
-            raise Refusal(f"{said}; try again in a moment", 503, "not_ready", retry_after=5)
+            raise not_ready(self._closed)
         if (waiting := self.waiting) >= self.max_queue:
             after = min(PATIENCE, max(1, ceil(self._pace * waiting)))
             raise Refusal(f"{waiting} requests wait already; try again in {after} s", 429, "queue_full", None, after)

@@ -25,7 +25,7 @@ from ..inference.writer import step
 from ..inspection import seen
 from .completions import Away, Server
 from .elsewhere import Heard, Tokens, checked
-from .engine import Refusal
+from .engine import Refusal, not_ready, too_late
 
 T = TypeVar("T")
 
@@ -81,8 +81,7 @@ class Vllm:
 
     def admit(self) -> None:
         if self._closed or not self.loaded.done():
-            said = "shutting down" if self._closed else "the models are being loaded"
-            raise Refusal(f"{said}; try again in a moment", 503, "not_ready", retry_after=5)
+            raise not_ready(self._closed)
         if self.server.problem is not None:
             raise Away(self.server.problem)
         if self.waiting >= self.max_queue:
@@ -170,8 +169,7 @@ class Vllm:
                 async with asyncio.timeout_at(until):
                     return await what
             except TimeoutError:
-                message = f"no answer within {self.timeout:g} s; try again later, or send less"
-                raise Refusal(message, 503, "timeout", retry_after=60) from None
+                raise too_late(self.timeout) from None
 
         self.waiting += 1
         try:
