@@ -168,11 +168,14 @@ def load(url: str, asks: dict[str, list[Ask]], clients: int, each: int) -> dict[
             same = asks[kind][i](mine) == alone[kind, i]
             seconds[kind].append(time.perf_counter() - began)
             other[kind] += not same
+            if (done := sum(map(len, seconds.values()))) % 20 == 0:
+                left = (time.perf_counter() - start) * (clients * each / done - 1)
+                say(f"load: {done} of {clients * each} requests, about {left / 60:.0f} min left")
 
-    before, began = _sent_away(url), time.perf_counter()
+    before, start = _sent_away(url), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(run, plans))
-    took, times = time.perf_counter() - began, [s for kind in seconds.values() for s in kind]
+    took, times = time.perf_counter() - start, [s for kind in seconds.values() for s in kind]
     rows = {kind: {**_spread(seconds[kind]), "not as alone": other[kind]} for kind in asks if seconds[kind]}
     return {
         "clients": clients,
@@ -182,6 +185,10 @@ def load(url: str, asks: dict[str, list[Ask]], clients: int, each: int) -> dict[
         "sent away (429)": _sent_away(url) - before,
         "kinds": rows | {"all": {**_spread(times), "not as alone": sum(other.values())}},
     }
+
+
+def say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
 def _spread(seconds: list[float]) -> dict[str, Any]:
@@ -204,6 +211,7 @@ def together(url: str, asks: list[Ask], runs: int) -> dict[str, float]:
                 list(pool.map(lambda ask, mine=mine: ask(mine), work))
             rates[clients].append(len(work) / (time.perf_counter() - began))
     one, many = median(rates[1]), median(rates[WAITING])
+    say(f"{one:.2f} requests a second one at a time, {many:.2f} with {WAITING} waiting")
     return {"one at a time": round(one, 3), f"{WAITING} at once": round(many, 3), "times": round(many / one, 2)}
 
 

@@ -182,7 +182,7 @@ def test_transcribe(run: Run, adapter: Path, wav: Path, loaded: Ears) -> None:
     assert (
         rows[0]["duration"] == 1.2
         and rows[0]["seconds"] > 0
-        and set(rows[0]) == {"path", "text", "seconds", "duration"}
+        and set(rows[0]) == {"path", "text", "seconds", "duration", "segments"}
     )
     assert out[-1] == json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 

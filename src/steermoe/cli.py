@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("audio", nargs="+", help="files; `-` reads stdin; a directory means the audio files in it")
     sub.add_argument("--max-duration", type=_seconds, default=7200.0, metavar="SECONDS", help="longer audio is refused")
     sub.add_argument("--batch-size", type=_positive, default=8)
+    sub.add_argument("--format", choices=["text", "srt", "vtt"], default="text", help="subtitles are of one file")
 
     sub = command("chat", "one question with audio, one answer, and calls of functions", adapter=True)
     sub.add_argument("text", nargs="?", default="", help="what to ask about the audio")
@@ -137,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--rate", type=_positive, metavar="N", help="requests a minute of each API key (429; default: any)"
     )
+    sub.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the frozen models (default: "
+        "bfloat16 where it is fast); in float32 no answer depends on who else asks"
+    )  # fmt: skip
     sub.add_argument("--vllm", metavar="URL", help="the LLM runs in the vLLM server at this URL (its /v1), not here")
     sub.add_argument("--vllm-model", metavar="NAME", help="what that server calls the LLM (default: its first model)")
 
@@ -327,12 +332,21 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
                 print(f"error: {error}", file=sys.stderr)
     if not readable:
         raise AudioError(f"none of {total} files could be read")
+    if arguments.format != "text" and (total > 1 or arguments.json):
+        raise UsageError(
+            f"--format {arguments.format}: subtitles are of one file, not of {total}, and no JSON; drop --json"
+        )
     _quiet()
     from .inference.ears import load
+    from .inference.subtitles import subtitles, timed
 
     ears = load(arguments.adapter)
     rows = []
     options = {"batch_size": arguments.batch_size, "max_duration": arguments.max_duration}
+    if arguments.format != "text":
+        for cue in subtitles(ears.stream(readable[0][1], **options), arguments.format):
+            print(cue, flush=True)
+        return []
     if total == 1 and not arguments.json:  # as it is written, however long
         for i, piece in enumerate(piece for piece in ears.stream(readable[0][1], **options) if piece.text):
             print(f"{' ' if i else ''}{piece.text}", end="", flush=True)
@@ -343,7 +357,8 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
             print(f"error: {told.error}", file=sys.stderr)
             continue
         seconds, length = round(told.seconds, 3), round(told.duration, 3)
-        rows.append({"path": name, "text": told.text, "seconds": seconds, "duration": length})
+        segments = timed(segment for piece in told.pieces for segment in piece.segments)
+        rows.append({"path": name, "text": told.text, "seconds": seconds, "duration": length, "segments": segments})
         if not arguments.json:
             print(f"{name}\t{told.text}", flush=True)
     if len(rows) < total:
@@ -391,7 +406,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     _quiet()
     from .serving.run import serve
 
-    told = ("host", "port", "max_queue", "max_seconds", "max_mib", "timeout", "rate", "vllm", "vllm_model")
+    told = ("host", "port", "max_queue", "max_seconds", "max_mib", "timeout", "rate", "dtype", "vllm", "vllm_model")
     serve(arguments.adapter or ["tiny"], **{name: getattr(arguments, name) for name in told})
 
 

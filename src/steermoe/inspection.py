@@ -14,6 +14,7 @@ from .audio import RATE, decode
 from .config import SteerMoEConfig
 from .errors import UsageError
 from .inference.ears import Ears, load
+from .inference.timing import Word, words_heard
 from .lexical import LexicalProjector
 
 
@@ -45,25 +46,16 @@ def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndar
 
 
 @torch.inference_mode()
-def words_of(ears: Ears, samples: np.ndarray) -> list[tuple[float, float, str]]:
-    """What the lexical projector reads in the first window of ``samples``: (start, end, text) of each word, seconds.
-
-    Tokens that continue a word belong to it. [] for another projector, which reads no words.
-    """
+def words_of(ears: Ears, samples: np.ndarray) -> list[Word]:
+    """The words that the lexical projector reads in the first window of ``samples``; [] for another, which reads none."""
     model, projector = ears.model, ears.model.projector
     if not isinstance(projector, LexicalProjector):
         return []
     inputs = ears.processor.features([samples[: int(model.frames.window * RATE)]])
     features, lengths = (inputs[key].to(model.device) for key in ("input_features", "feature_lengths"))
     (read,) = projector(*model.encode(features, lengths)).likeliest or []
-    second = model.frames.rate / projector.kernel  # audio tokens
-    words: list[tuple[float, float, list[int]]] = []
-    for start, end, token in read.segments():
-        if words and not ears.processor.tokenizer.decode([token]).startswith(" "):
-            words[-1] = (words[-1][0], end / second, [*words[-1][2], token])
-        else:
-            words.append((start / second, end / second, [token]))
-    return [(start, end, ears.processor.tokenizer.decode(ids).strip()) for start, end, ids in words]
+    words = words_heard(read, ears.processor.tokenizer, model.frames.rate / projector.kernel)
+    return [word._replace(text=word.text.strip()) for word in words]
 
 
 def seen(ears: Ears, samples: np.ndarray, frames: int = 240) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Output:
     logits: Tensor
 
 
-def load_frames(config: SteerMoEConfig, dtype: torch.dtype | None = None) -> Any:
+def load_frames(config: SteerMoEConfig, dtype: torch.dtype | str | None = None) -> Any:
     """The frozen encoder that ``config`` names, behind its front (encoders/)."""
     from .pretrained import load_encoder, load_feature_extractor
 
@@ -116,7 +116,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         llm: str,
         *,
         device: str = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         llm_elsewhere: bool = False,
         **config: Any,
     ) -> SteerMoEForConditionalGeneration:

@@ -179,7 +179,7 @@ def test_two_halves_keep_places_context_and_threads(monkeypatch: pytest.MonkeyPa
 def test_a_stream_is_the_transcript_as_it_is_written(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ears.config, "piece_seconds", 1.0)
     clip, heard = speechlike(7.5), []
-    monkeypatch.setattr(ears, "texts_of", lambda c, *a, _t=ears.texts_of: heard.append(len(c)) or _t(c, *a))
+    monkeypatch.setattr(ears, "said_in", lambda c, *a, _t=ears.said_in: heard.append(len(c)) or _t(c, *a))
     found, first = [], 0
     for piece in ears.stream(clip, sampling_rate=16_000, batch_size=4):
         first = first or sum(heard)

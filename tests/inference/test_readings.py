@@ -140,9 +140,9 @@ def test_one_reading_is_the_arg_max_alone(make: Callable[..., Ears]) -> None:
     clip = speechlike(3.0)
     alone, weighed = make(readings=1), make(readings=16)
     inputs = alone.processor.features([clip])
-    audios, tokens = alone.listen(inputs)
+    audios, tokens, _ = alone.listen(inputs)
     assert tokens is not None and alone.processor.tokenizer.decode(tokens[0]).strip() == alone.hear(
         clip, sampling_rate=16_000
     )
-    audios, tokens = weighed.listen(inputs)
+    audios, tokens, _ = weighed.listen(inputs)
     assert tokens is not None and torch.equal(audios[0], weighed.model.projector.table[torch.tensor(tokens[0])])  # type: ignore[union-attr]

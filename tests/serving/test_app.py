@@ -15,6 +15,7 @@ from openai import OpenAI
 
 from steermoe import Conversation
 from steermoe.inference.ears import Ears
+from steermoe.inference.subtitles import subtitles
 from steermoe.inspection import words_of
 from tests.conftest import speechlike
 from tests.serving.conftest import wav
@@ -52,20 +53,26 @@ def test_a_transcript_in_every_format(ask: OpenAI, ears: Ears, clip: Clip) -> No
     assert send(response_format="text") == f"{text}\n"
     told = send(response_format="verbose_json", timestamp_granularities=["segment"], language="en", temperature=0)
     assert (told.text, told.duration, told.language) == (text, 2.0, "en")
-    assert [(s.start, s.end, s.text) for s in told.segments] == [(0.0, 2.0, text)]
-    assert send(response_format="srt").startswith("1\n00:00:00,000 --> 00:00:02,000\n")
-    assert send(response_format="vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n")
+    assert " ".join(s.text for s in told.segments) == text and told.words is None
+    assert all(0 <= s.start < s.end <= 2.0 for s in told.segments)
+    (piece,) = ears.stream(content)
+    words = send(response_format="verbose_json", timestamp_granularities=["word"])
+    assert [(w.word, w.start) for w in words.words] == [(w.text.strip(), round(w.start, 3)) for w in piece.words]
+    assert words.segments is None and len(words.words) == len(text.split())
+    assert send(response_format="srt") == "\n".join(subtitles([piece], "srt"))
+    assert send(response_format="vtt") == "\n".join(subtitles([piece], "vtt"))
 
 
 def test_long_audio_has_segments_and_streams_them(ask: OpenAI, ears: Ears, clip: Clip) -> None:
     content = clip(35.0, 2)
-    expected = [(piece.start, piece.end, piece.text) for piece in ears.stream(content)]
+    pieces = list(ears.stream(content))
+    expected = [(s.start, s.end, s.text) for piece in pieces for s in piece.segments]
     told: Any = ask.audio.transcriptions.create(model="tiny", file=content, response_format="verbose_json")
-    assert len(expected) == 2 and [(s.start, s.end) for s in told.segments] == [
+    assert len(pieces) == 2 and [(s.start, s.end) for s in told.segments] == [
         (pytest.approx(start, abs=1e-3), pytest.approx(end, abs=1e-3)) for start, end, _ in expected
     ]
     *deltas, done = ask.audio.transcriptions.create(model="tiny", file=content, stream=True)
-    assert [event.type for event in deltas] == ["transcript.text.delta"] * len([t for *_, t in expected if t])
+    assert [event.type for event in deltas] == ["transcript.text.delta"] * len([p for p in pieces if p.text])
     assert "".join(event.delta for event in deltas) == done.text == told.text == ears.transcribe(content)
 
 
@@ -251,7 +258,7 @@ def test_what_is_wrong_with_a_clip_is_said(ask: OpenAI, url: str, clip: Clip) ->
         (content, {"temperature": 0.5}, "temperature"),
         (content, {"response_format": "diarized_json"}, "response_format"),
         (content, {"stream": True, "response_format": "srt"}, "stream"),
-        (content, {"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+        (content, {"timestamp_granularities": ["letter"]}, "timestamp_granularities"),
     ]:
         with pytest.raises(openai.BadRequestError, match=says):
             ask.audio.transcriptions.create(**{"model": "tiny", "file": ("a.wav", file), **more})

@@ -159,7 +159,6 @@ def test_chats_that_wait_are_written_together_and_one_that_breaks_costs_no_other
 
 def test_long_audio_and_chat_take_turns(ears: Ears, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short clip and a chat that come after a long one are answered before it is done."""
-    monkeypatch.setattr(local_module, "SLICE", 0.01)
     order: list[str] = []
 
     def endless(*_: Any, **__: Any) -> Iterator[Piece]:
@@ -197,7 +196,8 @@ def test_longer_recordings_take_turns(ears: Ears) -> None:
         return lambda _: (said.append(f"{name}{i}") or i for i in range(steps))
 
     async def read() -> None:
-        engine, lane = local(ears), Lane()
+        engine = local(ears)
+        lane = Lane(engine._read_on)
         engine._ears = {"tiny": ears}
         lane.waiting += [Job("tiny", begin("a", 4)), Job("tiny", begin("b", 2))]
         while lane:

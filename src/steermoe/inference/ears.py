@@ -152,7 +152,7 @@ class Ears(Transcriber):
         """What writes windows of audio, ``size`` at a time."""
         # What is drawn at random comes from one generator: then one batch after the other, too.
         halved = self.model.device.type == "cpu" and not generate
-        return lambda clips: in_batches(lambda some: self.texts_of(some, instruction, generate), clips, size, halved)
+        return lambda clips: in_batches(lambda some: self.said_in(some, instruction, generate), clips, size, halved)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Any = None, **options: Any) -> str:
         """The LLM's answer to messages with any number of audio parts at any place; of calls, one a line.
@@ -211,7 +211,7 @@ def load(
     encoder: str | None = None,
     llm: str | None = None,
     device: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     llm_elsewhere: bool = False,
 ) -> Ears:
     """The shipped adapter, a folder, or a hub id, with the frozen pair it names (fetched on first use).

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from threading import Barrier, Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 _LOCK = Lock()
 _pool: tuple[int, ThreadPoolExecutor] | None = None  # and the number of threads that it shares out
 
@@ -36,7 +37,7 @@ def _compute_on(threads: int) -> None:
     torch.get_num_threads()
 
 
-def in_batches(work: Callable[[list[Any]], list[str]], items: Sequence[Any], size: int, halved: bool) -> list[str]:
+def in_batches(work: Callable[[list[Any]], list[T]], items: Sequence[Any], size: int, halved: bool) -> list[T]:
     """``work`` on at most ``size`` items at a time, one result an item, in their order.
 
     ``halved``: on two halves of that at once, by threads in the caller's context. Of items that are sorted by length each
@@ -44,7 +45,7 @@ def in_batches(work: Callable[[list[Any]], list[str]], items: Sequence[Any], siz
     """
     pool = _workers() if halved and min(len(items), size) > 1 else None
     if pool is None:
-        return [text for start in range(0, len(items), size) for text in work(list(items[start : start + size]))]
+        return [each for start in range(0, len(items), size) for each in work(list(items[start : start + size]))]
     places = [
         range(start + i, min(start + size, len(items)), 2) for start in range(0, len(items), size) for i in (0, 1)
     ]
@@ -52,8 +53,5 @@ def in_batches(work: Callable[[list[Any]], list[str]], items: Sequence[Any], siz
     running = [
         (part, pool.submit(copy_context().run, work, [items[i] for i in part])) for part in reversed(places) if part
     ]
-    texts = [""] * len(items)
-    for part, future in running:
-        for i, text in zip(part, future.result(), strict=True):
-            texts[i] = text
-    return texts
+    done = {i: each for part, future in running for i, each in zip(part, future.result(), strict=True)}
+    return [done[i] for i in range(len(items))]

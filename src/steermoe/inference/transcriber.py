@@ -9,23 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audio import RATE
 from ..config import SteerMoEConfig
 from ..lexical import LexicalProjector
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .decoding import can_draft, full_attention, greedy
 from .readings import best_readings
+from .timing import Word, laid_along, words_heard
+from .transcripts import Said
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What the LLM is asked about a window: ``prompt`` with ``audio`` (S, D_llm) in its place, the ``draft`` (token ids) of a
-    lexical projector, and how many tokens it may write."""
+    """What the LLM is asked about a window of ``seconds``: ``prompt`` with ``audio`` (S, D_llm) in its place, the ``draft`` (token
+    ids) of a lexical projector, the ``words`` that it heard, and how many tokens the LLM may write."""
 
     prompt: Prompt
     audio: torch.Tensor
     draft: list[int] | None
+    words: list[Word]
     limit: int
+    seconds: float
+
+    def said(self, text: str) -> Said:
+        """The text that was written, with its times."""
+        return Said(text, laid_along(text, self.words, self.seconds))
 
 
 class Transcriber:
@@ -45,26 +54,27 @@ class Transcriber:
         return {self.processor.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
 
     @torch.inference_mode()
-    def texts_of(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[str]:
+    def said_in(self, clips: list[np.ndarray], instruction: str | None, generate: dict[str, Any]) -> list[Said]:
         """One window each."""
         vectors = self.config.prompt_vectors > 0
-        texts, undrafted, drafted = [""] * len(clips), dict[int, Asked](), dict[int, Asked]()
+        told, undrafted, drafted = [Said()] * len(clips), dict[int, Asked](), dict[int, Asked]()
         for i, asked in enumerate(self.asked(clips, instruction)):
             if asked is not None:
                 length = len(asked.prompt.ids) + len(asked.audio) + self.config.prompt_vectors + asked.limit
                 checked = asked.draft is not None and not generate and can_draft(self.model.llm, length)
                 (drafted if checked else undrafted)[i] = asked
         if drafted:
-            for i, text in zip(drafted, self._check(list(drafted.values()), vectors), strict=True):
-                texts[i] = text
+            for (i, asked), text in zip(drafted.items(), self._check(list(drafted.values()), vectors), strict=True):
+                told[i] = asked.said(text)
         if undrafted:
             mine = None if "max_new_tokens" in generate else [asked.limit for asked in undrafted.values()]
             options = {"max_new_tokens": max(mine)} if mine else {}
             options |= {"with_prompt": vectors, **generate}
             prompts, audios = zip(*((asked.prompt, asked.audio) for asked in undrafted.values()), strict=True)
-            for i, text in zip(undrafted, self._write(prompts, list(audios), mine, **options), strict=True):
-                texts[i] = text
-        return texts
+            written = self._write(prompts, list(audios), mine, **options)
+            for (i, asked), text in zip(undrafted.items(), written, strict=True):
+                told[i] = asked.said(text)
+        return told
 
     @torch.inference_mode()
     def asked(self, clips: Sequence[np.ndarray], instruction: str | None = None) -> list[Asked | None]:
@@ -73,11 +83,12 @@ class Transcriber:
         A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its own limit,
         so that no text depends on what else is in the batch.
         """
-        audios, drafts = self.listen(self._on_device(self.processor.features(clips)))
+        audios, drafts, words = self.listen(self._on_device(self.processor.features(clips)))
         told: list[Asked | None] = []
         for i, (clip, audio) in enumerate(zip(clips, audios, strict=True)):
             prompt, draft = self.processor.transcription(clip, instruction), drafts[i] if drafts is not None else None
-            told.append(Asked(prompt, audio, draft, int(8 + 1.5 * len(audio))) if draft != [] else None)
+            asked = Asked(prompt, audio, draft, words[i], int(8 + 1.5 * len(audio)), len(clip) / RATE)
+            told.append(asked if draft != [] else None)
         return told
 
     @torch.inference_mode()
@@ -87,8 +98,8 @@ class Transcriber:
         vectors = self.config.prompt_vectors > 0
         return self.model.splice(ids["input_ids"], ids["attention_mask"], [asked.audio], with_prompt=vectors)[0][0]
 
-    def listen(self, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], list[list[int]] | None]:
-        """Windows of ``processor.features`` -> audio tokens (S_i, D_llm) of each and, if lexical, their token ids.
+    def listen(self, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], list[list[int]] | None, list[list[Word]]]:
+        """Windows of ``processor.features`` -> audio tokens (S_i, D_llm) of each and, if lexical, their token ids and words.
 
         Where the arg-max hears words, the LLM chooses among the likeliest readings; silence stays silence.
         """
@@ -96,11 +107,12 @@ class Transcriber:
         heard = model.project(*model.encode(inputs["input_features"], inputs["feature_lengths"]))
         audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
         projector = model.projector
-        if heard.tokens is None or heard.likeliest is None:
-            return audios, None
-        tokens = list(heard.tokens)
+        if not isinstance(projector, LexicalProjector) or heard.tokens is None or heard.likeliest is None:
+            return audios, None, [[] for _ in audios]
+        tokens, rate = list(heard.tokens), model.frames.rate / projector.kernel
+        words = [words_heard(read, self.processor.tokenizer, rate) for read in heard.likeliest]
         arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
-        if isinstance(projector, LexicalProjector) and not arg_max:
+        if not arg_max:
             context = self.processor.before_speech()
             most = [len(context) + len(clip.blank) for clip in heard.likeliest]
             weighed = [i for i, n in enumerate(most) if tokens[i] and full_attention(model.llm, n)]
@@ -111,7 +123,7 @@ class Transcriber:
                 if chosen and chosen != tokens[i]:
                     tokens[i] = chosen
                     audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])
-        return audios, tokens
+        return audios, tokens, words
 
     def _check(self, rows: list[Asked], vectors: bool) -> list[str]:
         """The LLM's transcripts of what was drafted: see ``decoding.greedy`` for who prevails."""

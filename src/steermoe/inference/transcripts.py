@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import AudioError
+from .timing import Word, segments
 
 AHEAD = 4  # batches of windows that are read before they are heard, those of a length together
 
 
-@dataclass
+class Said(NamedTuple):
+    """The text of a window of audio, and when each of its words was said, from the window's start; [] if that is not known."""
+
+    text: str = ""
+    words: Sequence[Word] = ()
+
+
+@dataclass(frozen=True)
 class Piece:
-    """A window of audio, from ``start`` to ``end`` (seconds), and its text."""
+    """A window of audio, from ``start`` to ``end`` (seconds), its text and, read by a lexical projector, its ``words``."""
 
     start: float
     end: float
     text: str = ""
+    words: Sequence[Word] = ()
+
+    def filled(self, said: Said) -> Piece:
+        words = [Word(self.start + word.start, self.start + word.end, word.text) for word in said.words]
+        return replace(self, text=said.text, words=words)
+
+    @property
+    def segments(self) -> list[Word]:
+        """Sentences, or less of them (``timing.segments``); the whole where nobody knows when its words were said."""
+        whole = [Word(self.start, self.end, self.text)] if self.text else []
+        return segments(self.words) or whole
 
 
 @dataclass
@@ -42,21 +61,21 @@ class Transcript:
 
 
 Cut = Callable[[Any], Iterator[tuple[Piece, np.ndarray]]]  # a source -> its pieces, without text, and their samples
-Write = Callable[[list[np.ndarray]], list[str]]  # windows -> their texts, some at a time
+Write = Callable[[list[np.ndarray]], list[Said]]  # windows -> what is said in them, some at a time
 
 
 def in_order(sources: Iterable[Any], cut: Cut, write: Write, batch_size: int) -> Iterator[Transcript]:
     """A transcript of each source, in their order. See ``Ears.transcripts``."""
     begun: deque[Transcript] = deque()
-    waiting: list[tuple[Piece, Transcript, np.ndarray]] = []
+    waiting: list[tuple[int, Transcript, np.ndarray]] = []  # the number of a piece of a transcript
 
     def work() -> None:
         waiting.sort(key=lambda each: len(each[2]))  # little padding in the encoder
         began = time.perf_counter()
         texts = write([samples for _, _, samples in waiting])
         rate = (time.perf_counter() - began) / max(1, sum(len(samples) for _, _, samples in waiting))
-        for (piece, told, samples), text in zip(waiting, texts, strict=True):
-            piece.text = text
+        for (i, told, samples), said in zip(waiting, texts, strict=True):
+            told.pieces[i] = told.pieces[i].filled(said)
             told.seconds += rate * len(samples)
         waiting.clear()
 
@@ -64,8 +83,8 @@ def in_order(sources: Iterable[Any], cut: Cut, write: Write, batch_size: int) ->
         told = Transcript()
         try:
             for piece, samples in cut(source):
+                waiting.append((len(told.pieces), told, samples))
                 told.pieces.append(piece)
-                waiting.append((piece, told, samples))
                 if len(waiting) >= AHEAD * batch_size:
                     work()
         except AudioError as error:
@@ -84,7 +103,7 @@ def as_written(pieces: Iterable[tuple[Piece, np.ndarray]], write: Write, batch_s
 
     def written() -> list[Piece]:
         texts = write([samples for _, samples in waiting]) if waiting else []
-        done = [replace(piece, text=text) for (piece, _), text in zip(waiting, texts, strict=True)]
+        done = [piece.filled(said) for (piece, _), said in zip(waiting, texts, strict=True)]
         waiting.clear()
         return done
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..inference.decoding import realign
+from ..inference.transcriber import Asked
 from ..inference.writer import Writer
 from .completions import Server, Written
 
@@ -25,12 +26,11 @@ DIALECT = "%llguidance {}\n"  # at the head of a grammar: vLLM's others read the
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """All that the LLM is given of a window, ``rows`` (S, D_llm); its draft, the margin it is checked with, the limit."""
+    """All that the LLM is given of a window that it is ``asked`` about, ``rows`` (S, D_llm), and the margin a draft is checked with."""
 
+    asked: Asked
     rows: Tensor
-    draft: list[int]
     margin: float
-    limit: int
 
 
 class Tokens:
@@ -80,11 +80,11 @@ async def checked(server: Server, heard: Heard, embedding: Any, ends: Collection
 
     Where a drafted token stands against what the LLM would have written, it is asked anew from there.
     """
-    left, text = list(heard.draft) if heard.margin else [], list[int]()
-    while len(text) < heard.limit:
+    left, text, limit = list(heard.asked.draft or []) if heard.margin else [], list[int](), heard.asked.limit
+    while len(text) < limit:
         with torch.inference_mode():
             prompt = torch.cat([heard.rows, embedding(torch.tensor(text, dtype=torch.long, device=heard.rows.device))])
-        most = heard.limit - len(text) if len(left) <= AHEAD else AHEAD // 4  # a token realigns by four at most
+        most = limit - len(text) if len(left) <= AHEAD else AHEAD // 4  # a token realigns by four at most
         chances = {*left[:AHEAD], *ends} if heard.margin else ()
         async with aclosing(server.tokens(prompt, most, chances, stop_token_ids=sorted(ends))) as stream:
             before = len(text)

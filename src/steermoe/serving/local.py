@@ -1,8 +1,8 @@
 """The engine of one machine: adapters of one pair in this process, all torch work in one thread.
 
-Three lanes take turns, so that no kind of request waits for all of another: short clips, a batch of those that wait at
-once; longer audio, a few windows of each a turn; chat, for a moment a turn, a batch of conversations a token further each
-pass of the LLM. Within a lane it is first come, first begun.
+Three lanes share the time evenly, so that no kind of request waits for all of another: short clips, a batch of those that
+wait at once; longer audio, a few windows of each a turn; chat, a batch of conversations a token further each pass of the
+LLM. The turn is the lane's that has had the least. Within a lane it is first come, first begun.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from ..inspection import seen
 from .engine import PATIENCE, Refusal, not_ready, too_late
 
 SHORT = 30.0  # seconds: clips up to here are batched with others; what is longer fills batches by itself
-SLICE = 0.25  # seconds of a turn: some ten tokens of a chat
 
 
 class Job:
@@ -73,11 +72,12 @@ class Job:
 
 
 class Lane:
-    """Jobs that wait, and those that are under way."""
+    """Jobs that wait, and those that are under way; ``step`` takes them further. ``had`` is the time they were given."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: Callable[[Lane], None]) -> None:
         self.waiting: deque[Job] = deque()
         self.current: list[Job] = []
+        self.step, self.had = step, 0.0
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.current)
@@ -93,7 +93,7 @@ class Local:
         self.loaded: Future[None] = Future()
         self._adapters, self._load = adapters, load
         self._ears: dict[str, Ears] = {}
-        self._clips, self._long, self._chat = self._lanes = Lane(), Lane(), Lane()
+        self._clips, self._long, self._chat = self._lanes = Lane(self._batch), Lane(self._read_on), Lane(self._write_on)
         self._changed = threading.Condition()
         self._closed = False
         self._pace = 1.0  # seconds a request takes, the last ones counting most
@@ -160,11 +160,12 @@ class Local:
                 self._changed.wait_for(lambda: self._closed or any(self._lanes))
                 if self._closed:
                     break
-            self._batch()
-            for lane, step in ((self._long, self._read_on), (self._chat, self._write_on)):
-                until = time.monotonic() + SLICE
-                while lane and time.monotonic() < until and not self._closed:
-                    step(lane)
+            began, busy = time.monotonic(), [lane for lane in self._lanes if lane]
+            lane = min(busy, key=lambda lane: lane.had)
+            lane.step(lane)
+            least, lane.had = lane.had, lane.had + time.monotonic() - began
+            for idle in (other for other in self._lanes if other not in busy):
+                idle.had = max(idle.had, least)  # what it did not ask for is not owed to it
         for job in [job for lane in self._lanes for job in (*lane.current, *lane.waiting)]:
             job.give(Refusal("the server is shutting down", 503, "not_ready", retry_after=5))
 
@@ -176,8 +177,8 @@ class Local:
             lane.waiting = deque(job for job in waiting if job not in taken)
         return taken
 
-    def _batch(self) -> None:
-        if jobs := self._take(self._clips, most=BATCH):
+    def _batch(self, lane: Lane) -> None:
+        if jobs := self._take(lane, most=BATCH):
             began = time.monotonic()
             self._hear(jobs)
             self._paced((time.monotonic() - began) / len(jobs))

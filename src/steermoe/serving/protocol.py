@@ -6,7 +6,6 @@ No part of a request names a file or an address that the server would read.
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -14,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..inference.chat import Answer
-from ..inference.ears import Piece
+from ..inference.subtitles import subtitles, timed
+from ..inference.transcripts import Piece
 from .engine import Refusal
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
@@ -33,7 +33,7 @@ class TranscriptionRequest(BaseModel):
     stream: bool = False
     language: str | None = None
     temperature: Zero = Field(0.0, description="transcripts are greedy")
-    timestamp_granularities: list[Literal["segment"]] = Field([], alias="timestamp_granularities[]")
+    timestamp_granularities: list[Literal["segment", "word"]] = Field([], alias="timestamp_granularities[]")
     include: list[str] = Field([], alias="include[]", max_length=0)
 
 
@@ -187,29 +187,14 @@ def transcription(asked: TranscriptionRequest, pieces: Sequence[Piece], seconds:
         case "text":
             return f"{text}\n"
         case "verbose_json":
-            segments = [
-                {"id": i, "start": round(piece.start, 3), "end": round(piece.end, 3), "text": piece.text}
-                for i, piece in enumerate(pieces)
-            ]
             known = {"task": "transcribe", "language": asked.language or "unknown", "duration": round(seconds, 3)}
-            return {**known, "text": text, "segments": segments}
-    return subtitles(pieces, "," if asked.response_format == "srt" else ".")
-
-
-def subtitles(pieces: Sequence[Piece], point: str) -> str:
-    """SubRip where the decimal ``point`` is a comma, else WebVTT. Where nothing is said, nothing is shown."""
-    cues = [] if point == "," else ["WEBVTT\n"]
-    for i, piece in enumerate((piece for piece in pieces if piece.text), start=1):
-        number = f"{i}\n" if point == "," else ""
-        text = " ".join(piece.text.split()).replace("-->", "->")  # a player would take it for the next cue
-        text = text if point == "," else html.escape(text, quote=False)
-        cues.append(f"{number}{_clock(piece.start, point)} --> {_clock(piece.end, point)}\n{text}\n")
-    return "\n".join(cues)
-
-
-def _clock(seconds: float, point: str) -> str:
-    whole = round(seconds * 1000)
-    return f"{whole // 3_600_000:02}:{whole // 60_000 % 60:02}:{whole // 1000 % 60:02}{point}{whole % 1000:03}"
+            wanted = asked.timestamp_granularities or ["segment"]
+            segments = [{"id": i, **each} for i, each in enumerate(timed(s for p in pieces for s in p.segments))]
+            words = [{"word": each.pop("text").strip(), **each} for each in timed(w for p in pieces for w in p.words)]
+            given = {"segments": segments} if "segment" in wanted else {}
+            given |= {"words": words} if "word" in wanted else {}
+            return {**known, "text": text, **given}
+    return "\n".join(subtitles(pieces, asked.response_format))
 
 
 def usage(answer: Answer) -> dict[str, Any]:

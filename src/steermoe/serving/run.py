@@ -7,12 +7,14 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from ..errors import UsageError
+from ..inference.ears import Ears, load
 from .app import create_app
 from .gate import Lines, Settings, log
 from .local import Local, named
@@ -51,11 +53,12 @@ def serve(
     rate: int | None,
     vllm: str | None = None,
     vllm_model: str | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Until it is interrupted. ``timeout`` is an answer's; for the rest see ``Settings``. Raises AdapterError and UsageError
     for what stands in the way of serving."""
     settings = Settings(read_keys(), max_bytes=max_mib << 20, max_seconds=max_seconds, rate=rate)
-    engine = _engine(adapters, max_queue, timeout, vllm, vllm_model)
+    engine = _engine(adapters, max_queue, timeout, vllm, vllm_model, partial(load, dtype=dtype))
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=1024)
@@ -88,14 +91,19 @@ def serve(
 
 
 def _engine(
-    adapters: Sequence[str], max_queue: int, timeout: float, vllm: str | None, vllm_model: str | None
+    adapters: Sequence[str],
+    max_queue: int,
+    timeout: float,
+    vllm: str | None,
+    vllm_model: str | None,
+    load: Callable[..., Ears],
 ) -> Local | Vllm:
     if vllm is not None:
         key = os.environ.get(VLLM_KEY)
-        return Vllm(named(adapters), vllm, model=vllm_model, key=key, max_queue=max_queue, timeout=timeout)
+        return Vllm(named(adapters), vllm, model=vllm_model, key=key, max_queue=max_queue, timeout=timeout, load=load)
     if vllm_model is not None:
         raise UsageError(f"--vllm-model {vllm_model}: give the server, too: --vllm URL")
-    return Local(named(adapters), max_queue=max_queue, timeout=timeout)
+    return Local(named(adapters), max_queue=max_queue, timeout=timeout, load=load)
 
 
 def _log_to_stderr() -> None:

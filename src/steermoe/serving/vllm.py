@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import numpy as np
 from ..audio import pieces
 from ..inference.chat import Answer, Conversation
 from ..inference.ears import BATCH, Ears, load
-from ..inference.transcripts import Piece
+from ..inference.transcripts import Piece, Said
 from ..inference.writer import step
 from ..inspection import seen
 from .completions import Away, Server
@@ -123,21 +123,21 @@ class Vllm:
         with self._place() as within:
             windows, size = self._ears[model].cut(audio, None, seconds + 1), 1
             while some := await within(asyncio.to_thread(_some, windows, size)):
-                texts = await within(_together(self._text(model, samples) for _, samples in some))
-                for (piece, _), text in zip(some, texts, strict=True):
-                    yield replace(piece, text=text)
+                told = await within(_together(self._said_in(model, samples) for _, samples in some))
+                for (piece, _), said in zip(some, told, strict=True):
+                    yield piece.filled(said)
                 size = min(2 * size, BATCH)
 
-    async def _text(self, model: str, samples: np.ndarray) -> str:
+    async def _said_in(self, model: str, samples: np.ndarray) -> Said:
         clip = Clip(model, samples, self._loop.create_future())
         self._clips.append(clip)
         self._arrived.set()
         heard = await clip.heard
         if heard is None:
-            return ""
+            return Said()
         ears = self._ears[model]
         ids = await checked(self.server, heard, ears.model.llm.get_input_embeddings(), ears.ends)
-        return ears.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return heard.asked.said(ears.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
 
     async def _said(self, model: str, messages: Any, tools: Any, options: Any) -> AsyncGenerator[str | Answer]:
         with self._place() as within:
@@ -204,7 +204,7 @@ class Vllm:
         told: list[Heard | None] = []
         for asked in ears.asked([clip.samples for clip in clips]):
             margin = ears.config.llm_margin if asked and asked.draft else 0.0
-            told.append(Heard(ears.embedded(asked), asked.draft or [], margin, asked.limit) if asked else None)
+            told.append(Heard(asked, ears.embedded(asked), margin) if asked else None)
         return told
 
 
