@@ -264,9 +264,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="that a chat writes at most")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--queue", default="48", help="fewer than the clients, so that some are sent away")
+    parser.add_argument("--dtype", help="the server's; in float32 every answer must be the one given alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving_load.json")
     arguments = parser.parse_args()
-    with served(arguments.adapter, "--max-queue", arguments.queue) as (url, process):
+    more = ["--dtype", arguments.dtype] if arguments.dtype else []
+    with served(arguments.adapter, "--max-queue", arguments.queue, *more) as (url, process):
         (model,) = [model.id for model in client(url).models.list()]
         how = arguments.clients, arguments.requests, arguments.tokens, arguments.runs
         told = {"machine": f"{platform.machine()}, Python {platform.python_version()}", "tokens": arguments.tokens}

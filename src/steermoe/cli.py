@@ -375,8 +375,9 @@ def _chat(arguments: argparse.Namespace) -> Any:
 
     clips = [decode(Path(path)) for path in arguments.audio]
     _quiet()
-    from .inference.chat import Conversation, in_lines
+    from .inference.chat import Conversation
     from .inference.ears import load
+    from .inference.messages import in_lines
     from .inference.toolbox import load_tools
 
     tools = load_tools(arguments.tools) if arguments.tools else None

@@ -15,9 +15,10 @@ import torch
 
 from steermoe import Conversation, Toolbox
 from steermoe.errors import AudioError, UsageError
-from steermoe.inference.chat import Reply, in_lines, together
+from steermoe.inference.chat import Reply, together
 from steermoe.inference.ears import Ears
-from steermoe.inference.held import Held, Wanted, feed
+from steermoe.inference.held import WORTH, Beginnings, Held, Wanted, feed
+from steermoe.inference.messages import in_lines
 from tests.conftest import speechlike
 from tests.llms.families import FAMILIES, build
 
@@ -50,6 +51,7 @@ def five_turns(ears: Ears) -> None:
     talk = Conversation(ears, [{"role": "system", "content": "user system"}])
     fed: list[int] = []
     for turn in TURNS:
+        Beginnings.of(ears.model.llm).kept.clear()
         alone = Conversation(ears, [*talk.messages, {"role": "user", "content": turn}]).answer(max_new_tokens=12)
         cached = talk.answer(turn, max_new_tokens=12)
         assert (cached.text, cached.finish_reason) == (alone.text, alone.finish_reason)
@@ -84,6 +86,38 @@ def test_what_is_held_gives_the_logits_of_the_whole(family: str) -> None:
         assert held.slots == wanted
     held.keep([*first[:3], 99, 98])
     assert held.slots == first[:3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_that_several_begin_with_is_computed_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same logits, a few tokens fed; not beyond the audio, and not in an LLM whose state cannot be cut back."""
+    llm, sound = build(family), {"a": torch.randn(5, 48, generator=torch.Generator().manual_seed(0))}
+    fed: list[int] = []
+    llm.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append((kwargs.get("input_ids", kwargs.get("inputs_embeds"))).shape[1]),  # type: ignore[union-attr]
+        with_kwargs=True,
+    )
+    tools = [5 + i % 40 for i in range(WORTH + 10)]
+    one = [*tools, ("a", 0), ("a", 1), 7, *range(5, 60)]
+    others = [
+        [*tools, 9, 10],
+        [*tools[:-3], 44, ("a", 3)],
+        [*tools[: WORTH - 1], 3, 3, 3],
+        [*tools, ("a", 0), ("a", 1), 8],
+    ]
+    Held(llm).feed(one, sound)
+    told = [Held(llm).feed(wanted, sound) for wanted in others]
+    cut = Held(llm).divisible
+    assert fed == [len(one), *([2, 2, WORTH + 2, 3] if cut else map(len, others))]
+    Beginnings.of(llm).kept.clear()
+    for wanted, logits in zip(others, told, strict=True):
+        torch.testing.assert_close(logits, Held(llm).feed(wanted, sound), atol=1e-4, rtol=1e-4)
+        Beginnings.of(llm).kept.clear()
+
+    monkeypatch.setattr("steermoe.inference.held.BEGINNINGS", 3 * WORTH)
+    for token in range(5, 12):
+        Held(llm).feed([token] * WORTH + [1], {})
+    assert [text[0] for text in Beginnings.of(llm).kept] == ([10, 11] if cut else [])  # the last ones
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -126,6 +160,7 @@ def test_answers_that_are_written_together_are_those_given_alone(ears: Ears) -> 
 
     told = together([*replies, Reply(endless())])
     for answer, (said, tools, options) in zip(told, asked, strict=False):
+        Beginnings.of(ears.model.llm).kept.clear()
         assert answer == Conversation(ears, [{"role": "user", "content": said}], tools).answer(**options)
     assert len(told) == 7 and str(told[-1]) == "no end"
 

@@ -6,19 +6,17 @@ not begin with is fed (held.py), so that an edited history is simply another pro
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
-from ..audio import RATE, decode
-from ..errors import AudioError, UsageError
+from ..errors import UsageError
 from .grammar import Constraint, call_grammar, json_grammar, schema_of
 from .held import Held, Slot, Wanted, feed
+from .messages import decoded, named
 from .toolbox import Toolbox
 from .tools import Message, ToolCall, check_tools, parse_calls, told
 from .writer import Finish, Options, Writer, step
@@ -155,7 +153,7 @@ class Conversation:
             raise UsageError(f"chat: {str(error).split(') ')[-1].removeprefix('Options.__init__() ')}") from None
         added = [] if content is None else [{"role": "user", "content": content}]
         try:
-            self.messages = [_decoded(message) for message in [*before, *added]]
+            self.messages = [decoded(message) for message in [*before, *added]]
             return self._writer(chosen)
         except BaseException:
             self.messages = before
@@ -188,7 +186,7 @@ class Conversation:
 
     def exchange(self) -> list[Message]:
         """The messages, ready for JSON: of an audio its ``name``, if it had one, and its length."""
-        return [{**message, "content": _named(message.get("content"))} for message in self.messages]
+        return [{**message, "content": named(message.get("content"))} for message in self.messages]
 
     def _writer(self, options: Options) -> Writer:
         """Render, hear and compile: all that can be refused is refused here."""
@@ -271,56 +269,3 @@ class Conversation:
         answer = Answer(writer.text, calls, writer.finish, usage)
         self.messages.append(answer.message)
         return answer
-
-
-def _decoded(message: Message) -> Message:
-    """The message with its audio as samples, so that it is read once, and stays what it was."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    return {**message, "content": [_part(part) for part in content]}
-
-
-def _part(part: Any) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "input_audio":
-        data = part.get("input_audio")
-        try:
-            source: Any = base64.b64decode(data["data"], validate=True)
-        except (TypeError, KeyError, ValueError):
-            raise AudioError('an input_audio part needs {"data": BASE64} of an audio file') from None
-    elif kind == "audio":
-        source = next((part[key] for key in ("path", "audio", "bytes") if key in part), None)
-        if source is None or (isinstance(source, np.ndarray) and part.get("sampling_rate") == RATE):
-            return part  # the processor says what is wrong, if anything is
-    else:
-        return part
-    samples = decode(source, sampling_rate=part.get("sampling_rate"))
-    named = {"name": str(part["path"])} if "path" in part else {}
-    return {"type": "audio", "audio": samples, "sampling_rate": RATE, **named}
-
-
-def _named(content: Any) -> Any:
-    if not isinstance(content, list):
-        return content
-    parts = []
-    for part in content:
-        if isinstance(part, dict) and isinstance(part.get("audio"), np.ndarray):
-            part = {"type": "audio", "name": part.get("name"), "seconds": round(len(part["audio"]) / RATE, 2)}
-        parts.append(part)
-    return parts
-
-
-def in_lines(message: Message) -> str:
-    """A message of an ``exchange`` for a terminal."""
-    role, content = message["role"], message.get("content")
-    if role == "tool":
-        return f"{message['name']}: {content}"
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    said = []
-    for part in parts:
-        heard = part["type"] == "audio"
-        said.append(f"[{part['name'] or 'audio'}, {part['seconds']} s]" if heard else str(part["text"] or ""))
-    for call in message.get("tool_calls") or ():
-        said.append(f"calls {call['function']['name']}({call['function']['arguments']})")
-    return f"{role}: {' '.join(filter(None, said))}"

@@ -2,14 +2,17 @@
 
 A prompt is a list of slots: a token id, or ``(digest, i)``, the i-th vector of the audio with that digest. What a new
 prompt has in common with the old one is not fed again; what no longer fits is dropped. Several conversations take their
-next tokens in one pass of the LLM, each with a cache of its own.
+next tokens in one pass of the LLM, each with a cache of its own. Text that several begin with, the same tools say, is
+computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from itertools import takewhile
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +24,51 @@ from .decoding import full_attention, only_attends
 
 Slot = int | tuple[str, int]
 FEW = 8  # new slots: what has more is fed by itself, so that the others are not padded to its length
+WORTH, BEGINNINGS = 64, 4096  # tokens: a beginning that is worth keeping, and how many are kept of an LLM in all
+
+
+def _alike(one: Sequence[Slot], other: Sequence[Slot]) -> int:
+    """How many slots both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+class Beginnings:
+    """Texts that conversations with an LLM began with, and what its layers made of them: those that were used last."""
+
+    _of: ClassVar[MutableMapping[Any, dict[Any, Beginnings]]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[Slot, ...], list[tuple[Tensor, Tensor]]] = {}
+        self.lock = Lock()
+
+    @classmethod
+    def of(cls, llm: Any) -> Beginnings:
+        table = llm.get_input_embeddings().weight
+        return cls._of.setdefault(llm, {}).setdefault((table.device, table.dtype), cls())
+
+    def find(self, wanted: Sequence[Slot]) -> tuple[list[Slot], list[tuple[Tensor, Tensor]]]:
+        """The longest beginning of ``wanted`` that is known, and each layer's keys and values (1, H, S, D) of it."""
+        with self.lock:
+            text = max(self.kept, key=lambda text: _alike(text, wanted), default=())
+            if (same := _alike(text, wanted)) < WORTH:
+                return [], []
+            layers = self.kept[text] = self.kept.pop(text)  # now the last that was used
+        return list(text[:same]), [(keys[:, :, :same], values[:, :, :same]) for keys, values in layers]
+
+    def keep(self, slots: Sequence[Slot], cache: DynamicCache) -> None:
+        """The text before the first audio, unless most of it is known."""
+        text = tuple(takewhile(lambda slot: isinstance(slot, int), slots))[:BEGINNINGS]
+        with self.lock:
+            known = max((_alike(text, known) for known in self.kept), default=0)
+            if len(text) - known < WORTH or any(
+                layer.keys is None for layer in cache.layers
+            ):  # a layer that uses another's
+                return
+            pairs = [(layer.keys[:, :, : len(text)], layer.values[:, :, : len(text)]) for layer in cache.layers]
+            # Copies: a part of a tensor would keep all of it.
+            self.kept[text] = [(keys.clone(), values.clone()) for keys, values in pairs]
+            while sum(map(len, self.kept)) > BEGINNINGS:
+                self.kept.pop(next(iter(self.kept)))
 
 
 class Held:
@@ -48,8 +96,11 @@ class Held:
                 f"a conversation of {len(wanted)} tokens with its audio is longer than the LLM takes ({self.most}): "
                 "drop its oldest turns, or give less audio"
             )
-        pairs = zip(self.slots, wanted[:-1], strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if not self.slots and self.divisible:
+            self.slots, layers = Beginnings.of(self.llm).find(wanted[:-1])
+            for i, (keys, values) in enumerate(layers):
+                self.cache.update(keys, values, i)
+        same = _alike(self.slots, wanted[:-1])
         if same < len(self.slots):
             if self.divisible and same:
                 self.cache.crop(same - len(self.slots))
@@ -72,6 +123,8 @@ class Held:
             raise
         self.cache = out.past_key_values
         self.slots += new
+        if self.divisible and len(new) >= WORTH:
+            Beginnings.of(self.llm).keep(self.slots, self.cache)
         return out.logits[0, -1].float()
 
     def inputs(self, new: Sequence[Slot], audios: Mapping[str, Tensor]) -> dict[str, Tensor]:

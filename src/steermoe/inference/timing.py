@@ -36,7 +36,7 @@ def words_heard(read: Likeliest, tokenizer: Any, rate: float) -> list[Word]:
             words[-1] = (first, end if re.search(r"\w", text) else last, [*ids, token])
         else:
             words.append((start, end, [token]))
-    until = [start / rate for start, *_ in words[1:]] + [len(read.blank) / rate]
+    until = [*(start / rate for start, *_ in words), len(read.blank) / rate][1:]
     return [
         Word(start / rate, min(end / rate + LINGERS, limit), tokenizer.decode(ids))
         for (start, end, ids), limit in zip(words, until, strict=True)
