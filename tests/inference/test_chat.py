@@ -114,9 +114,11 @@ def test_a_text_that_several_begin_with_is_computed_once(family: str, monkeypatc
         torch.testing.assert_close(logits, Held(llm).feed(wanted, sound), atol=1e-4, rtol=1e-4)
         Beginnings.of(llm).kept.clear()
 
-    monkeypatch.setattr("steermoe.inference.held.BEGINNINGS", 3 * WORTH)
+    Held(llm).feed([4] * WORTH, {})
+    size = sum(keys.nbytes + values.nbytes for pairs in Beginnings.of(llm).kept.values() for keys, values in pairs)
+    monkeypatch.setattr("steermoe.inference.held.BEGINNINGS", 2.5 * size)
     for token in range(5, 12):
-        Held(llm).feed([token] * WORTH + [1], {})
+        Held(llm).feed([token] * WORTH, {})
     assert [text[0] for text in Beginnings.of(llm).kept] == ([10, 11] if cut else [])  # the last ones
 
 

@@ -24,7 +24,8 @@ from .decoding import full_attention, only_attends
 
 Slot = int | tuple[str, int]
 FEW = 8  # new slots: what has more is fed by itself, so that the others are not padded to its length
-WORTH, BEGINNINGS = 64, 4096  # tokens: a beginning that is worth keeping, and how many are kept of an LLM in all
+WORTH = 64  # tokens of a beginning that is worth keeping
+BEGINNINGS = 256 << 20  # bytes that are kept of an LLM in all
 
 
 def _alike(one: Sequence[Slot], other: Sequence[Slot]) -> int:
@@ -57,7 +58,7 @@ class Beginnings:
 
     def keep(self, slots: Sequence[Slot], cache: DynamicCache) -> None:
         """The text before the first audio, unless most of it is known."""
-        text = tuple(takewhile(lambda slot: isinstance(slot, int), slots))[:BEGINNINGS]
+        text = tuple(takewhile(lambda slot: isinstance(slot, int), slots))
         with self.lock:
             known = max((_alike(text, known) for known in self.kept), default=0)
             if len(text) - known < WORTH or any(
@@ -67,7 +68,8 @@ class Beginnings:
             pairs = [(layer.keys[:, :, : len(text)], layer.values[:, :, : len(text)]) for layer in cache.layers]
             # Copies: a part of a tensor would keep all of it.
             self.kept[text] = [(keys.clone(), values.clone()) for keys, values in pairs]
-            while sum(map(len, self.kept)) > BEGINNINGS:
+            size = sum(keys.nbytes + values.nbytes for keys, values in pairs) // len(text)  # of a token
+            while size * sum(map(len, self.kept)) > BEGINNINGS:
                 self.kept.pop(next(iter(self.kept)))
 
 
