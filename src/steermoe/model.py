@@ -72,7 +72,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
     def __init__(self, config: SteerMoEConfig, frames: Any, llm: Any) -> None:
         super().__init__()
         # Before the encoder that holds its modules, too: the first name of a parameter is the one it is known by.
-        self.lora = variants.add_lora(frames, config.lora_rank) if config.lora_rank else None
+        with torch.random.fork_rng(devices=[]):
+            self.lora = variants.add_lora(frames, config.lora_rank) if config.lora_rank else None
         self.config, self.frames, self.llm = config, frames, llm
         embedding = llm.get_input_embeddings()
         table = embedding.weight
@@ -81,7 +82,6 @@ class SteerMoEForConditionalGeneration(nn.Module):
         layers = config.steer_layers if config.steer_layers is not None else list(range(len(frames.layers)))
         if layers and not -len(frames.layers) <= min(layers) <= max(layers) < len(frames.layers):
             raise UsageError(f"steer_layers={layers}: the encoder has {len(frames.layers)} layers, 0 is the first")
-        self.steering = variants.make_steering(config, len(layers), frames.width) if config.steer else None
         kernel = config.kernel = config.kernel or max(1, round(frames.rate / TOKENS_A_SECOND))
         self.projector: LexicalProjector | LinearProjector | MLPProjector
         if config.projector == "lexical":
@@ -96,6 +96,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
             self.projector = LinearProjector(frames.out_width, llm_width, kernel, config.pooling)
         if config.projector_experts > 1:
             variants.mix_projector(self.projector, config.projector_experts)
+        # After the projector, which is then the same from the same seed, however it is steered.
+        self.steering = variants.make_steering(config, len(layers), frames.width) if config.steer else None
         # Drawn from the table's own rows: vectors of a length the LLM is used to.
         start = table[torch.randint(len(table), (config.prompt_vectors,))].detach().float() * scale
         self.prompt_vectors = nn.Parameter(start)
