@@ -80,6 +80,32 @@ def test_what_waits_is_heard_at_once_and_a_broken_clip_costs_no_other(watched: W
     assert watched.batches[:2] == [1, 6] and watched.batches[2:] == [1] * 6
 
 
+def test_those_who_were_heard_together_are_so_again(
+    watched: Watched, ears: Ears, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come back one after the other, the first no sooner heard than the last; who comes alone later does not wait."""
+    monkeypatch.setattr(local_module, "GATHER", 5.0)
+    engine = local(watched)  # type: ignore[arg-type]
+    with running(engine) as url, ThreadPoolExecutor(8) as pool:
+        engine.loaded.result(timeout=30)
+        ask, content, expected = client(url), clip(1.0), ears.transcribe(clip(1.0))
+
+        def send(after: float = 0.0) -> str:
+            time.sleep(after)
+            return ask.audio.transcriptions.create(model="tiny", file=content).text
+
+        told = [pool.submit(send)]
+        assert watched.entered.wait(10)
+        told += [pool.submit(send) for _ in range(3)]
+        until(lambda: engine.waiting == 3)
+        watched.gate.set()
+        assert [each.result() for each in told] == [expected] * 4
+        assert [*pool.map(send, (0.0, 0.1, 0.2))] == [expected] * 3
+        monkeypatch.setattr(local_module, "GATHER", 0.0)
+        assert send() == expected
+    assert watched.batches == [1, 3, 3, 1]
+
+
 def test_a_full_queue_a_client_that_leaves_and_one_that_obeys(watched: Watched, ears: Ears, clip: Clip) -> None:
     content = clip(1.0)
     engine = local(watched, max_queue=2)  # type: ignore[arg-type]

@@ -34,6 +34,9 @@ from .engine import PATIENCE, Refusal, not_ready, too_late
 SHORT = 30.0  # seconds: clips up to here are batched with others; what is longer fills batches by itself
 
 
+GATHER = 0.03  # seconds in which those who were answered together may ask again, to be heard together again
+
+
 class Job:
     """A request. ``begin`` gives the ``work`` that makes its answer: an iterator of pieces, or the Reply of a conversation,
     whose next token takes what is ``wanted``."""
@@ -96,6 +99,7 @@ class Local:
         self._clips, self._long, self._chat = self._lanes = Lane(self._batch), Lane(self._read_on), Lane(self._write_on)
         self._changed = threading.Condition()
         self._closed = False
+        self._last = 0, 0.0  # clips that were heard at once, and when they were done
         self._pace = 1.0  # seconds a request takes, the last ones counting most
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -178,10 +182,15 @@ class Local:
         return taken
 
     def _batch(self, lane: Lane) -> None:
+        size, ended = self._last
+        with self._changed:
+            left = ended + GATHER - time.monotonic()
+            self._changed.wait_for(lambda: self._closed or len(lane.waiting) >= size, max(0.0, left))
         if jobs := self._take(lane, most=BATCH):
             began = time.monotonic()
             self._hear(jobs)
-            self._paced((time.monotonic() - began) / len(jobs))
+            self._last = len(jobs), time.monotonic()
+            self._paced((self._last[1] - began) / len(jobs))
 
     def _hear(self, jobs: list[Job]) -> None:
         try:
