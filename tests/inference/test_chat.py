@@ -218,7 +218,12 @@ def test_seeds_differ_and_repeat(ears: Ears) -> None:
     messages = [{"role": "user", "content": "fox"}]
     texts = [ears.chat(messages, max_new_tokens=20, temperature=3.0, seed=s) for s in (1, 2, 1)]
     assert texts[0] == texts[2] != texts[1]
-    assert ears.chat(messages, max_new_tokens=20, temperature=3.0, top_p=1e-9) == ears.chat(messages, max_new_tokens=20)
+    for narrow in (
+        {"temperature": 3.0, "top_p": 1e-9},
+        {"temperature": 1e-30},
+        {"temperature": 5e-324, "top_p": 5e-324},
+    ):
+        assert ears.chat(messages, max_new_tokens=20, **narrow) == ears.chat(messages, max_new_tokens=20)
 
 
 def test_input_audio_of_the_api_is_the_same_as_a_path(ears: Ears, tmp_path: Path) -> None:
