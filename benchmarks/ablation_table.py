@@ -8,7 +8,7 @@ seed learned (`warm ce ...`; the lexical projector begins as that row's, too); w
 fotaq:train, tested on all of fotaq:valid, Whisper's English normaliser, greedy, 95 % intervals by resampling the clips.
 
 Every finished run is one line of OUT/rows.jsonl and is not run again; one that was stopped goes on from its last checkpoint. 300 steps
-are about five minutes of training on two cores with AVX512-BF16 that do nothing else. Rows of one seed begin with the same projector
+are about five minutes of training on two cores of a Xeon with AVX512-BF16 that do nothing else. Rows of one seed begin with the same projector
 and hear the same clips in the same order.
 """
 

@@ -271,7 +271,11 @@ def main() -> None:
     with served(arguments.adapter, "--max-queue", arguments.queue, *more) as (url, process):
         (model,) = [model.id for model in client(url).models.list()]
         how = arguments.clients, arguments.requests, arguments.tokens, arguments.runs
-        told = {"machine": f"{platform.machine()}, Python {platform.python_version()}", "tokens": arguments.tokens}
+        told = {
+            "machine": f"{platform.machine()}, Python {platform.python_version()}",
+            "dtype": arguments.dtype or "auto",
+            "tokens": arguments.tokens,
+        }
         told |= measure(url, model, clips(), *how)
         peak = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if "VmHWM" in line)
         told["peak memory, MB"] = int(peak.split()[1]) // 1024

@@ -187,6 +187,20 @@ def test_transcribe(run: Run, adapter: Path, wav: Path, loaded: Ears) -> None:
     assert out[-1] == json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
 
+def test_transcribe_as_subtitles(run: Run, adapter: Path, wav: Path, loaded: Ears) -> None:
+    from steermoe.inference.subtitles import subtitles
+
+    for form in ("srt", "vtt"):
+        code, out, _ = run("transcribe", wav, "--adapter", adapter, "--format", form)
+        assert code == 0 and out == "".join(f"{cue}\n" for cue in subtitles(loaded.stream(wav), form)).splitlines()
+    for more, says in (
+        ([wav], "--format srt: .* there is 2 files: give one"),
+        (["--json"], "there is --json: leave it"),
+    ):
+        code, out, err = run("transcribe", wav, "--adapter", adapter, "--format", "srt", *more)
+        assert code == 2 and re.search(says, err[-1])
+
+
 def test_transcribe_stdin(run: Run, adapter: Path, wav: Path, loaded: Ears, monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(wav.read_bytes())))
     code, out, _ = run("transcribe", "-", "--adapter", adapter, "--json")

@@ -81,6 +81,15 @@ def test_lora_changes_what_is_heard_and_its_rest_does_not(make: Make, speech: Ca
     assert adapted.first_learning == 2 and adapted.first_steered == 0
 
 
+def test_one_seed_one_projector_however_it_is_steered(make: Make) -> None:
+    drawn = [
+        make(fresh=True, **VARIANTS[name]).model.projector.proj.weight
+        for name in ("static", "one expert", "sixteen experts", "top-2", "per-layer routers", "lora")
+    ]
+    assert all(torch.equal(weight, drawn[0]) for weight in drawn)
+    assert not torch.equal(make(seed=1, fresh=True).model.projector.proj.weight, drawn[0])
+
+
 def test_the_papers_router_is_one_a_layer() -> None:
     torch.manual_seed(0)
     paper, layered = Steering(3, 4, 8), VariantSteering(3, 4, 8, 0.1, "per_layer")

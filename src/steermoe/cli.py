@@ -333,9 +333,8 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
     if not readable:
         raise AudioError(f"none of {total} files could be read")
     if arguments.format != "text" and (total > 1 or arguments.json):
-        raise UsageError(
-            f"--format {arguments.format}: subtitles are of one file, not of {total}, and no JSON; drop --json"
-        )
+        what = f"{total} files: give one" if total > 1 else "--json: leave it out"
+        raise UsageError(f"--format {arguments.format}: subtitles are of one file and no JSON, but there is {what}")
     _quiet()
     from .inference.ears import load
     from .inference.subtitles import subtitles, timed

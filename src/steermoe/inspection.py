@@ -14,7 +14,7 @@ from .audio import RATE, decode
 from .config import SteerMoEConfig
 from .errors import UsageError
 from .inference.ears import Ears, load
-from .inference.timing import Word, words_heard
+from .inference.timing import Word, by_words
 from .lexical import LexicalProjector
 
 
@@ -47,15 +47,17 @@ def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndar
 
 @torch.inference_mode()
 def words_of(ears: Ears, samples: np.ndarray) -> list[Word]:
-    """The words that the lexical projector reads in the first window of ``samples``; [] for another, which reads none."""
+    """The words that the lexical projector reads in the first window of ``samples``, from the first frame of each to the last, its
+    marks among them; [] for another projector, which reads none."""
     model, projector = ears.model, ears.model.projector
     if not isinstance(projector, LexicalProjector):
         return []
     inputs = ears.processor.features([samples[: int(model.frames.window * RATE)]])
     features, lengths = (inputs[key].to(model.device) for key in ("input_features", "feature_lengths"))
     (read,) = projector(*model.encode(features, lengths)).likeliest or []
-    words = words_heard(read, ears.processor.tokenizer, model.frames.rate / projector.kernel)
-    return [word._replace(text=word.text.strip()) for word in words]
+    second, decode = model.frames.rate / projector.kernel, ears.processor.tokenizer.decode
+    words = by_words(read, ears.processor.tokenizer)
+    return [Word(w[0][0] / second, w[-1][1] / second, decode([token for *_, token in w]).strip()) for w in words]
 
 
 def seen(ears: Ears, samples: np.ndarray, frames: int = 240) -> dict[str, Any]:

@@ -6,15 +6,17 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe.audio import RATE
 from steermoe.data import load_source
-from steermoe.inference.ears import load
+from steermoe.inference.ears import Ears, load
 from steermoe.inference.subtitles import subtitles
-from steermoe.inference.timing import Word, laid_along, segments
+from steermoe.inference.timing import Word, laid_along, segments, words_heard
 from steermoe.inference.transcripts import Piece, Said
+from steermoe.lexical import Likeliest
 
 HEARD = [Word(0.5, 0.8, " The"), Word(0.8, 1.2, " quik"), Word(1.2, 1.6, " fox"), Word(2.4, 2.9, " ran")]
 
@@ -39,6 +41,22 @@ def test_without_spaces_each_character_is_a_word() -> None:
     told = laid_along("今天天气很好。", heard, 2.0)
     assert "".join(word.text for word in told) == "今天天气很好。"
     assert [word.start for word in told[:4]] == pytest.approx([0.0, 0.5, 1.0, 1.2])
+
+
+def test_a_word_goes_on_after_its_last_peak_and_a_mark_is_no_sound(ears: Ears) -> None:
+    """Frames of 0.1 s: " very" from 0.1 on, " well" from 0.2 on, "." in the silence a second later."""
+    tokenizer = ears.processor.tokenizer
+    very, well, mark = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" very", " well", "."))
+    best = torch.full((20,), -1)
+    frames = [*very, *well]
+    best[1 : 1 + len(frames)] = torch.tensor(frames)
+    best[15] = mark[0]
+    chances = torch.where(best >= 0, -0.1, -9.0)[:, None]
+    read = Likeliest(chances, best.clamp_min(0)[:, None], torch.where(best >= 0, -5.0, -0.01))
+    first, second = words_heard(read, tokenizer, 10.0)
+    middle, end = 0.1 + len(very) / 10, 0.1 + len(frames) / 10
+    assert first == (0.1, pytest.approx(middle), " very")  # until the next begins
+    assert second == (pytest.approx(middle), pytest.approx(end + 0.3), " well.")
 
 
 def test_nothing_heard_has_no_times() -> None:

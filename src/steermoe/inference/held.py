@@ -61,9 +61,8 @@ class Beginnings:
         text = tuple(takewhile(lambda slot: isinstance(slot, int), slots))
         with self.lock:
             known = max((_alike(text, known) for known in self.kept), default=0)
-            if len(text) - known < WORTH or any(
-                layer.keys is None for layer in cache.layers
-            ):  # a layer that uses another's
+            shared = any(layer.keys is None for layer in cache.layers)  # a layer that uses another's
+            if shared or len(text) - known < WORTH:
                 return
             pairs = [(layer.keys[:, :, : len(text)], layer.values[:, :, : len(text)]) for layer in cache.layers]
             # Copies: a part of a tensor would keep all of it.
@@ -98,10 +97,6 @@ class Held:
                 f"a conversation of {len(wanted)} tokens with its audio is longer than the LLM takes ({self.most}): "
                 "drop its oldest turns, or give less audio"
             )
-        if not self.slots and self.divisible:
-            self.slots, layers = Beginnings.of(self.llm).find(wanted[:-1])
-            for i, (keys, values) in enumerate(layers):
-                self.cache.update(keys, values, i)
         same = _alike(self.slots, wanted[:-1])
         if same < len(self.slots):
             if self.divisible and same:
@@ -109,6 +104,10 @@ class Held:
                 del self.slots[same:]
             else:
                 self.forget()
+        if not self.slots and self.divisible:
+            self.slots, layers = Beginnings.of(self.llm).find(wanted[:-1])
+            for i, (keys, values) in enumerate(layers):
+                self.cache.update(keys, values, i)
         return len(self.slots)
 
     @torch.inference_mode()

@@ -26,6 +26,6 @@ def _clock(seconds: float, point: str) -> str:
     return f"{whole // 3_600_000:02}:{whole // 60_000 % 60:02}:{whole // 1000 % 60:02}{point}{whole % 1000:03}"
 
 
-def timed(words: Iterable[Word]) -> list[dict[str, Any]]:
-    """To the millisecond."""
-    return [{"start": round(word.start, 3), "end": round(word.end, 3), "text": word.text} for word in words]
+def timed(words: Iterable[Word], name: str = "text") -> list[dict[str, Any]]:
+    """To the millisecond, each word or segment under ``name``."""
+    return [{"start": round(w.start, 3), "end": round(w.end, 3), name: w.text.strip()} for w in words]

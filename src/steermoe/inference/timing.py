@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..lexical import Likeliest
 
-LINGERS = 0.3  # seconds that a word goes on after CTC's last peak of it: the median of 40 clips of fotaq:valid, see their energy
+LINGERS = 0.3  # seconds that a word goes on after CTC's last peak of it: the median in 40 clips of fotaq:valid, by their energy
 PACE = 0.08  # seconds a character, of words before the first and after the last that were heard
 PAUSE = 0.6  # seconds between two words that end a segment
 LONGEST, WIDEST = 7.0, 84  # seconds and characters of a segment: two lines of a subtitle
@@ -25,22 +25,29 @@ class Word(NamedTuple):
     text: str
 
 
-def words_heard(read: Likeliest, tokenizer: Any, rate: float) -> list[Word]:
-    """The arg-max words of a clip's frames, of which there are ``rate`` a second. Tokens that continue a word belong to it; a
-    mark is no sound, and is often read in the silence after."""
-    words: list[tuple[int, int, list[int]]] = []
-    for start, end, token in read.segments():
-        text = tokenizer.decode([token])
-        if words and not text.startswith(" "):
-            first, last, ids = words[-1]
-            words[-1] = (first, end if re.search(r"\w", text) else last, [*ids, token])
+def by_words(read: Likeliest, tokenizer: Any) -> list[list[tuple[int, int, int]]]:
+    """A clip's CTC segments (first frame, last frame + 1, token id), those of a word together: tokens that continue it belong to it."""
+    words: list[list[tuple[int, int, int]]] = []
+    for segment in read.segments():
+        if words and not tokenizer.decode([segment[2]]).startswith(" "):
+            words[-1].append(segment)
         else:
-            words.append((start, end, [token]))
-    until = [*(start / rate for start, *_ in words), len(read.blank) / rate][1:]
-    return [
-        Word(start / rate, min(end / rate + LINGERS, limit), tokenizer.decode(ids))
-        for (start, end, ids), limit in zip(words, until, strict=True)
-    ]
+            words.append([segment])
+    return words
+
+
+def words_heard(read: Likeliest, tokenizer: Any, rate: float) -> list[Word]:
+    """The arg-max words of a clip's frames, of which there are ``rate`` a second. A mark is no sound, and is often read in the
+    silence after."""
+    words = by_words(read, tokenizer)
+    until = [*(word[0][0] for word in words), len(read.blank)][1:]
+    told = []
+    for (first, *more), limit in zip(words, until, strict=True):
+        start, peak, _ = first
+        peak = max([peak, *(end for _, end, token in more if re.search(r"\w", tokenizer.decode([token])))])
+        text = tokenizer.decode([token for _, _, token in (first, *more)])
+        told.append(Word(start / rate, min(peak / rate + LINGERS, limit / rate), text))
+    return told
 
 
 def laid_along(text: str, heard: Sequence[Word], length: float) -> list[Word]:

@@ -11,7 +11,7 @@ import torch
 
 from ..audio import RATE
 from ..config import SteerMoEConfig
-from ..lexical import LexicalProjector
+from ..lexical import LexicalProjector, Likeliest
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
 from .decoding import can_draft, full_attention, greedy
@@ -83,12 +83,17 @@ class Transcriber:
         A transcript has about as many tokens as were heard: what is longer is a loop. Every clip keeps to its own limit,
         so that no text depends on what else is in the batch.
         """
-        audios, drafts, words = self.listen(self._on_device(self.processor.features(clips)))
+        audios, drafts, frames = self.listen(self._on_device(self.processor.features(clips)))
         told: list[Asked | None] = []
         for i, (clip, audio) in enumerate(zip(clips, audios, strict=True)):
-            prompt, draft = self.processor.transcription(clip, instruction), drafts[i] if drafts is not None else None
-            asked = Asked(prompt, audio, draft, words[i], int(8 + 1.5 * len(audio)), len(clip) / RATE)
-            told.append(asked if draft != [] else None)
+            draft = drafts[i] if drafts is not None else None
+            if draft == []:
+                told.append(None)
+                continue
+            rate = self.model.frames.rate / self.model.projector.kernel
+            words = words_heard(frames[i], self.processor.tokenizer, rate) if frames is not None else []
+            prompt = self.processor.transcription(clip, instruction)
+            told.append(Asked(prompt, audio, draft, words, int(8 + 1.5 * len(audio)), len(clip) / RATE))
         return told
 
     @torch.inference_mode()
@@ -98,8 +103,10 @@ class Transcriber:
         vectors = self.config.prompt_vectors > 0
         return self.model.splice(ids["input_ids"], ids["attention_mask"], [asked.audio], with_prompt=vectors)[0][0]
 
-    def listen(self, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], list[list[int]] | None, list[list[Word]]]:
-        """Windows of ``processor.features`` -> audio tokens (S_i, D_llm) of each and, if lexical, their token ids and words.
+    def listen(
+        self, inputs: dict[str, Any]
+    ) -> tuple[list[torch.Tensor], list[list[int]] | None, list[Likeliest] | None]:
+        """Windows of ``processor.features`` -> audio tokens (S_i, D_llm) of each and, if lexical, their token ids and what was read.
 
         Where the arg-max hears words, the LLM chooses among the likeliest readings; silence stays silence.
         """
@@ -108,9 +115,8 @@ class Transcriber:
         audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
         projector = model.projector
         if not isinstance(projector, LexicalProjector) or heard.tokens is None or heard.likeliest is None:
-            return audios, None, [[] for _ in audios]
-        tokens, rate = list(heard.tokens), model.frames.rate / projector.kernel
-        words = [words_heard(read, self.processor.tokenizer, rate) for read in heard.likeliest]
+            return audios, None, None
+        tokens = list(heard.tokens)
         arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
         if not arg_max:
             context = self.processor.before_speech()
@@ -123,7 +129,7 @@ class Transcriber:
                 if chosen and chosen != tokens[i]:
                     tokens[i] = chosen
                     audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])
-        return audios, tokens, words
+        return audios, tokens, heard.likeliest
 
     def _check(self, rows: list[Asked], vectors: bool) -> list[str]:
         """The LLM's transcripts of what was drafted: see ``decoding.greedy`` for who prevails."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .ears import Ears
 
 CLOSED_WITHIN = 2000  # tokens over the budget: more than any schema that is told to an LLM requires
-COLD = 1e-6  # a lower temperature is as good as this one
+COLD = 1e-6  # a lower temperature says no other text, and may be 0 in float32
 Finish = Literal["stop", "length", "tool_calls"]
 
 
@@ -167,9 +167,8 @@ class Writer:
             logits = logits.index_fill(0, torch.tensor(suppressed, device=logits.device), float("-inf"))
         if self.options.temperature == 0:
             return int(logits.argmax())
-        # What is smaller would be 0 in float32.
         chances, order = (logits / max(self.options.temperature, COLD)).softmax(dim=-1).sort(descending=True)
-        chances[1:][(chances.cumsum(dim=-1) - chances >= self.options.top_p)[1:]] = 0.0
+        chances[1:][(chances.cumsum(dim=-1) - chances >= self.options.top_p)[1:]] = 0.0  # the first stays in any case
         return int(order[torch.multinomial(chances, 1, generator=self.generator)])
 
     def _look(self) -> None:

@@ -32,8 +32,6 @@ from ..inspection import seen
 from .engine import PATIENCE, Refusal, not_ready, too_late
 
 SHORT = 30.0  # seconds: clips up to here are batched with others; what is longer fills batches by itself
-
-
 GATHER = 0.03  # seconds in which those who were answered together may ask again, to be heard together again
 
 

@@ -187,13 +187,14 @@ def transcription(asked: TranscriptionRequest, pieces: Sequence[Piece], seconds:
         case "text":
             return f"{text}\n"
         case "verbose_json":
-            known = {"task": "transcribe", "language": asked.language or "unknown", "duration": round(seconds, 3)}
-            wanted = asked.timestamp_granularities or ["segment"]
-            segments = [{"id": i, **each} for i, each in enumerate(timed(s for p in pieces for s in p.segments))]
-            words = [{"word": each.pop("text").strip(), **each} for each in timed(w for p in pieces for w in p.words)]
-            given = {"segments": segments} if "segment" in wanted else {}
-            given |= {"words": words} if "word" in wanted else {}
-            return {**known, "text": text, **given}
+            duration, wanted = round(seconds, 3), asked.timestamp_granularities or ["segment"]
+            told = {"task": "transcribe", "language": asked.language or "unknown", "duration": duration, "text": text}
+            if "segment" in wanted:
+                segments = timed(segment for piece in pieces for segment in piece.segments)
+                told["segments"] = [{"id": i, **segment} for i, segment in enumerate(segments)]
+            if "word" in wanted:
+                told["words"] = timed((word for piece in pieces for word in piece.words), "word")
+            return told
     return "\n".join(subtitles(pieces, asked.response_format))
 
 
