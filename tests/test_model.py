@@ -14,8 +14,9 @@ from steermoe.config import SteerMoEConfig
 from steermoe.encoders import wrap
 from steermoe.errors import UsageError
 from steermoe.inference.ears import Ears
-from steermoe.model import IGNORED, SteerMoEForConditionalGeneration
+from steermoe.model import SteerMoEForConditionalGeneration
 from steermoe.pretrained import load_llm
+from steermoe.splice import IGNORED
 
 from .encoders.families import FIRST
 from .encoders.families import build as build_encoder

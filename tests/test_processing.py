@@ -10,8 +10,8 @@ import pytest
 
 from steermoe.errors import AudioError, UsageError
 from steermoe.inference.ears import Ears
-from steermoe.model import IGNORED
 from steermoe.processing import SteerMoEProcessor
+from steermoe.splice import IGNORED
 
 Speech = Callable[..., np.ndarray]
 

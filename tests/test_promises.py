@@ -26,10 +26,11 @@ from steermoe.config import SteerMoEConfig, build
 from steermoe.encoders import wrap
 from steermoe.errors import AudioError, DataError
 from steermoe.inference.ears import Ears, from_model, load
-from steermoe.model import IGNORED, SteerMoEForConditionalGeneration
+from steermoe.model import SteerMoEForConditionalGeneration
 from steermoe.pretrained import load_encoder, load_feature_extractor, load_llm
 from steermoe.processing import Prompt
 from steermoe.projector import LinearProjector
+from steermoe.splice import IGNORED
 from steermoe.steering import Steering
 from steermoe.training.loop import Interrupted, Metrics, Trainer
 from steermoe.training.recipe import Recipe

@@ -27,13 +27,11 @@ from .encoders.attach import attach
 from .errors import UsageError
 from .lexical import LexicalProjector
 from .projector import LinearProjector, MLPProjector, Projected
+from .splice import IGNORED, beginning, full_attention, read, splice
 
 TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
 # Several adapters may share one encoder: context-local, so that no request or thread is steered by another's.
 _IN_USE: ContextVar[int | None] = ContextVar("steermoe_in_use", default=None)
-IGNORED = -100  # label value that no loss counts
-
-
 ROWS = 512  # of logits whose loss is computed at a time
 
 
@@ -107,6 +105,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.llm.requires_grad_(False)
         if self.lora is not None:
             self.lora.requires_grad_(True)
+        # Whether what all prompts of a training batch begin with is read once: no process may skip it if the LLM is shared out.
+        self.share_beginning = True
         self.trained: dict[str, Any] = {}  # how, for the adapter's config
         self.attached = attach(frames.layers, self._steer, layers) if self.steering is not None else None
         self.train(False)
@@ -236,47 +236,12 @@ class SteerMoEForConditionalGeneration(nn.Module):
         audios: list[Tensor],
         labels: Tensor | None = None,
         with_prompt: bool = False,
+        skip: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Replace each placeholder by its audio tokens; left-pad.
-
-        Returns embeddings (B, S, D_llm), mask (B, S) and labels (B, S). Raises ValueError when the number of
-        placeholders is not the number of audios, UsageError for a prompt longer than the LLM's positions.
-        """
-        embedding = self.llm.get_input_embeddings()
-        most = getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
-        placeholders = int((input_ids == self.audio_token_id).sum())
-        if placeholders != len(audios):
-            raise ValueError(f"the prompts have {placeholders} audio placeholders, but {len(audios)} audios came")
-        queue = iter(audios)
-        rows, marks = [], []
-        for ids, mask, row_labels in zip(
-            input_ids, attention_mask.bool(), labels if labels is not None else input_ids, strict=True
-        ):
-            ids, row_labels = ids[mask], row_labels[mask]
-            cuts = (ids == self.audio_token_id).nonzero().flatten().tolist()
-            parts, part_labels, start = [], [], 0
-            for cut in [*cuts, len(ids)]:
-                parts.append(embedding(ids[start:cut]))
-                part_labels.append(row_labels[start:cut])
-                if cut < len(ids):
-                    audio = next(queue).to(parts[-1])
-                    if with_prompt:
-                        audio = torch.cat([audio, self.prompt_vectors.to(audio)])
-                    parts.append(audio)
-                    part_labels.append(torch.full((len(audio),), IGNORED, device=ids.device))
-                start = cut + 1
-            rows.append(torch.cat(parts))
-            marks.append(torch.cat(part_labels))
-        longest = max(map(len, rows))
-        if most is not None and longest > most:
-            raise UsageError(
-                f"a prompt of {longest} tokens with its audio is longer than {self.config.llm} takes ({most}): give less audio"
-            )
-        embeds = torch.stack([F.pad(r, (0, 0, longest - len(r), 0)) for r in rows])
-        out_labels = torch.stack([F.pad(m, (longest - len(m), 0), value=IGNORED) for m in marks])
-        lengths = torch.tensor([len(r) for r in rows], device=embeds.device)
-        out_mask = (torch.arange(longest, device=embeds.device) >= longest - lengths[:, None]).long()
-        return embeds, out_mask, out_labels
+        """See splice.py; ``with_prompt``: the learned prompt vectors follow each audio."""
+        if with_prompt:
+            audios = [torch.cat([audio, self.prompt_vectors.to(audio)]) for audio in audios]
+        return splice(self.llm, input_ids, attention_mask, audios, labels, skip)
 
     def forward(
         self,
@@ -321,16 +286,29 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, audios: list[Tensor], labels: Tensor | None, with_prompt: bool
     ) -> tuple[Tensor, Tensor]:
         """The LLM's logits (B, K, V) over what labels need, all where there are none; and the labels (B, K - 1) they foretell."""
-        embeds, mask, marks = self.splice(input_ids, attention_mask, audios, labels, with_prompt)
-        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        keep = 0  # all
-        if labels is not None:  # rows end together, so labels lie in the last `keep` positions
+        first, cache, begin = 0, None, input_ids.new_zeros(0)
+        if labels is not None and self.share_beginning and len(input_ids) > 1:
+            inside = (input_ids == self.audio_token_id).sum(1).max() * max(map(len, audios), default=0)
+            if full_attention(self.llm, input_ids.shape[1] + int(inside)):
+                begin = beginning(self.llm, input_ids, attention_mask, labels)
+        embeds, mask, marks = self.splice(input_ids, attention_mask, audios, labels, with_prompt, len(begin))
+        rows, length = marks.shape
+        if labels is not None:  # rows end together, so what foretells labels lies in the last positions
             first = int((marks != IGNORED).int().argmax(dim=1).min())
-            keep = marks.shape[1] - first + 1
+            first = max(0, first - 1)
+        if len(begin):
+            cache = read(self.llm, begin, rows)
+            mask = torch.cat([mask.new_ones(rows, len(begin)), mask], dim=1)
         out = self.llm(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -length:],
+            # As a tensor: what a number keeps of several rows is not in one piece, and CPUs then copy the head for each row.
+            logits_to_keep=torch.arange(first, length, device=embeds.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
-        return out.logits, marks[:, -keep:][:, 1:]
+        return out.logits, marks[:, first + 1 :]
 
     @torch.inference_mode()
     def generate(

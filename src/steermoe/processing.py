@@ -20,7 +20,7 @@ from torch import Tensor
 from .audio import decode, windows
 from .config import SteerMoEConfig
 from .errors import UsageError
-from .model import IGNORED
+from .splice import IGNORED
 
 log = logging.getLogger(__name__)
 # Nobody thinks before repeating; templates that know neither word pass over it.

@@ -16,10 +16,11 @@ from transformers import AutoTokenizer
 
 from steermoe import adapter
 from steermoe.errors import UsageError
-from steermoe.inference.decoding import can_draft, full_attention, greedy
+from steermoe.inference.decoding import can_draft, greedy
 from steermoe.inference.ears import Ears, from_model, load
 from steermoe.inference.readings import likelihoods
 from steermoe.model import SteerMoEForConditionalGeneration
+from steermoe.splice import IGNORED, full_attention
 
 from .families import FAMILIES, build
 
@@ -80,6 +81,38 @@ def test_spliced_words_are_words(mixed: Ears) -> None:
     ids = torch.tensor([[5, model.audio_token_id, 31]])
     heard = model(ids, audios=[embeddings[0]]).logits
     assert torch.allclose(heard, model.llm(input_ids=words).logits, atol=1e-4)
+
+
+def test_what_prompts_begin_with_is_read_once(mixed: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss and the same gradients on the audio as when every row holds it, whatever the padding."""
+    model, sizes = mixed.model, (3, 6, 1)
+    mark = model.audio_token_id
+    rows = [[5, 9, 77, mark, 31, 8, 2], [5, 9, 77, mark, 31, 12, 40, 41, 2], [5, 9, 14, mark, 9, 2]]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
+    mask = (ids != 0).long()
+    labels = torch.where(ids * mask > 0, ids, IGNORED)
+    labels[:, :4] = IGNORED
+    fed: list[int] = []
+    hook = model.llm.register_forward_pre_hook(
+        lambda _, __, given: fed.append((given.get("input_ids") if "inputs_embeds" not in given else given["inputs_embeds"]).shape[1]),
+        with_kwargs=True,
+    )  # fmt: skip
+
+    def learn(shared: bool) -> list[torch.Tensor]:
+        monkeypatch.setattr(model, "share_beginning", shared)
+        audios = [torch.randn(n, 48, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in sizes]
+        fed.clear()
+        loss = model(ids, mask, audios=audios, labels=labels).loss
+        return [loss, *torch.autograd.grad(loss, audios)]
+
+    try:
+        alone = learn(False)
+        assert fed == [14]
+        for one, other in zip(alone, learn(True), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+        assert fed == ([2, 12] if full_attention(model.llm, 9 + 6) else [14])
+    finally:
+        hook.remove()
 
 
 def test_template_round_trip(family: str, mixed: Ears, speech: Speech) -> None:

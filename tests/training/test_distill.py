@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from steermoe.config import build
 from steermoe.data import load_source
 from steermoe.inference.ears import Ears, from_model
-from steermoe.model import IGNORED, by_rows
+from steermoe.model import by_rows
+from steermoe.splice import IGNORED
 from steermoe.training.distill import Teacher
 from steermoe.training.kept import Entered
 from steermoe.training.loop import Trainer

@@ -18,22 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..splice import full_attention
 from .feeding import ALL, Fed
 
 CHUNK = 16  # drafted tokens checked in one pass: enough to pay, few enough not to waste
-
-
-def only_attends(config: Any) -> bool:
-    """Whether every layer of an LLM attends, so that its cache can be cut back anywhere: a recurrent state cannot."""
-    return set(getattr(config, "layer_types", None) or ["full_attention"]) <= {"full_attention", "sliding_attention"}
-
-
-def full_attention(llm: Any, length: int) -> bool:
-    """Whether in ``length`` tokens each attends to all before it, so that a mask alone says who attends to whom and
-    the cache can be cut back: not where layers are recurrent, or their sliding window is shorter than that."""
-    config = llm.config.get_text_config()
-    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return only_attends(config) and (not sliding or length <= sliding)
 
 
 def can_draft(llm: Any, length: int) -> bool:

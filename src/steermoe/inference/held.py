@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from ..errors import UsageError
-from .decoding import full_attention, only_attends
+from ..splice import full_attention, only_attends
 
 Slot = int | tuple[str, int]
 FEW = 8  # new slots: what has more is fed by itself, so that the others are not padded to its length

@@ -14,7 +14,8 @@ from ..config import SteerMoEConfig
 from ..lexical import LexicalProjector, Likeliest
 from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
-from .decoding import can_draft, full_attention, greedy
+from ..splice import full_attention
+from .decoding import can_draft, greedy
 from .readings import best_readings
 from .timing import Word, laid_along, words_heard
 from .transcripts import Said

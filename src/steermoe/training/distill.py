@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import IGNORED, SteerMoEForConditionalGeneration
+from ..model import SteerMoEForConditionalGeneration
 from ..processing import Prompt, SteerMoEProcessor
+from ..splice import IGNORED
 from .metrics import whole_lines
 
 

@@ -22,7 +22,7 @@ from ..data import Example
 from ..data.batching import Batch
 from ..errors import SteerMoEError
 from ..inference.ears import from_model
-from ..model import IGNORED
+from ..splice import IGNORED
 from .dataset import TrainingSet, batch_order, training_set
 from .distill import Teacher
 from .kept import Entered

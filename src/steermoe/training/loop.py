@@ -72,6 +72,7 @@ class Trainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if recipe.shard_llm:
             shard(model.llm, self.accelerator.device)
+            model.share_beginning = False
         self.model.to(self.accelerator.device)
         self.out = Path(recipe.out)
         self.interrupted = False

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import variants
-from ..model import IGNORED, SteerMoEForConditionalGeneration, by_rows
+from ..model import SteerMoEForConditionalGeneration, by_rows
 from ..processing import Prompt, SteerMoEProcessor
+from ..splice import IGNORED
 from .recipe import Stage
 
 
