@@ -20,6 +20,7 @@ from torch import Tensor
 from .audio import decode, windows
 from .config import SteerMoEConfig
 from .errors import UsageError
+from .inference.tools import find_dialect, told
 from .splice import IGNORED
 
 log = logging.getLogger(__name__)
@@ -114,9 +115,18 @@ class SteerMoEProcessor:
         """The paper's prompt: audio, then the bare text; no template, no special tokens."""
         return Prompt([self.audio_token_id, *self.tokens(prompt)], [audio])
 
-    def transcription(self, audio: np.ndarray, instruction: str | None = None) -> Prompt:
-        """The prompt that asks for ``audio`` (16 kHz mono) as text."""
+    def transcription(
+        self, audio: np.ndarray, instruction: str | None = None, tools: list[Any] | None = None
+    ) -> Prompt:
+        """The prompt that asks for ``audio`` (16 kHz mono) as text, or that it be answered with ``tools`` at hand.
+
+        Raises UsageError for tools without a chat template.
+        """
         instruction = instruction if instruction is not None else self.config.instruction
+        if tools and (self.config.prompt_mode == "raw" or self.tokenizer.chat_template is None):
+            raise UsageError(
+                f"{self.config.llm}: tools are shown by a chat template (prompt_mode: chat), and it has none"
+            )
         if self.config.prompt_mode == "raw":
             return self.raw(audio, instruction)
         if self.tokenizer.chat_template is None:
@@ -128,7 +138,10 @@ class SteerMoEProcessor:
         parts: list[dict[str, Any]] = [{"type": "audio", "audio": audio, "sampling_rate": 16_000}]
         if instruction:
             parts.append({"type": "text", "text": instruction})
-        return self.chat([{"role": "user", "content": parts}], **NO_THINKING)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        if tools:
+            messages, tools = told(find_dialect(self.tokenizer), messages, tools)
+        return self.chat(messages, tools, **NO_THINKING)
 
     def _beginning(self) -> list[int]:
         """The token with which the tokenizer itself begins a text, where it does: base models count on it."""

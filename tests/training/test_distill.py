@@ -14,17 +14,31 @@ import torch.nn.functional as F
 
 from steermoe.config import build
 from steermoe.data import load_source
+from steermoe.errors import UsageError
+from steermoe.inference.chat import Conversation
 from steermoe.inference.ears import Ears, from_model
+from steermoe.inference.tools import parse_calls
 from steermoe.model import by_rows
 from steermoe.splice import IGNORED
-from steermoe.training.distill import Teacher
+from steermoe.training.distill import Offer, Teacher
 from steermoe.training.kept import Entered
 from steermoe.training.loop import Trainer
 from steermoe.training.objectives import Objectives
-from steermoe.training.recipe import Recipe, Stage
+from steermoe.training.recipe import Recipe, Source, Stage
 from steermoe.training.run import new_model
 
 Make = Callable[..., Ears]
+CHOICES: list[Any] = ["auto", "required"]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "light",
+            "description": "Switch it.",
+            "parameters": {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]},
+        },
+    }
+]
 
 
 def test_responses_are_what_the_llm_writes_to_the_text(make: Make, tmp_path: Path) -> None:
@@ -51,6 +65,59 @@ def test_responses_are_what_the_llm_writes_to_the_text(make: Make, tmp_path: Pat
     again._write = None  # type: ignore[assignment,method-assign]  # nothing is written anew
     assert torch.equal(again.batch(["the fox"], ["Say it."])["labels"][0], torch.tensor(
         [IGNORED] * len(asked) + rows[1]["tokens"]))  # fmt: skip
+
+
+def test_calls_are_what_the_llm_writes_to_the_text(make: Make, tmp_path: Path) -> None:
+    """Shown functions, it answers the transcript as in any conversation; where one must be called, it is, by its schema."""
+    e = make(projector="linear")
+    assert e.processor.tokenizer.chat_template is not None
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    offers = [Offer.of(Source("x", tools=str(tmp_path / "tools.json"), tool_choice=choice)) for choice in CHOICES]
+    teacher = Teacher(e.model, e.processor, 12, tmp_path / "responses.jsonl")
+    texts = ["the quick brown fox", "very well"]
+    batch = teacher.batch([*texts, *texts], ["Do it.", None] * 2, [*offers[:1] * 2, *offers[1:] * 2])
+    written = []
+    for i, (text, choice) in enumerate(zip(texts * 2, [CHOICES[0]] * 2 + [CHOICES[1]] * 2, strict=True)):
+        asked = ["Do it.", e.config.instruction][i % 2]
+        said = Conversation(e, tools=TOOLS).answer(f"{text}\n{asked}", tool_choice=choice, max_new_tokens=12)
+        labels = batch["labels"][i][batch["labels"][i] != IGNORED].tolist()
+        answer = e.processor.tokenizer.decode(labels, skip_special_tokens=True)
+        words, calls = parse_calls(answer, e.dialect)
+        written.append(calls)
+        assert calls == [(call.name, call.arguments) for call in said.tool_calls]
+        assert calls or words.strip() == said.text
+        read = batch["input_ids"][i].tolist()
+        at = read.index(e.model.audio_token_id)
+        assert "light" in e.processor.tokenizer.decode(read[:at])  # the functions are shown when it hears, too
+    assert all(calls and calls[0][0] == "light" and set(calls[0][1]) == {"on"} for calls in written[2:])
+    again = Teacher(e.model, e.processor, 12, tmp_path / "responses.jsonl")
+    again._write_calls = again._write = None  # type: ignore[assignment,method-assign]
+    assert torch.equal(again.batch(texts, ["Do it.", None], offers[1:] * 2)["labels"][:, -9:], batch["labels"][2:, -9:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": {"train": [{"source": "x", "tools": "t.json"}]}}, "distill alone shows them"),
+        ({"data": {"train": [{"source": "x", "tool_choice": "required"}]}}, "x: tool_choice: required, but no tools"),
+        (
+            {"data": {"train": [{"source": "x", "tools": "t.json"}]}, "shard_llm": True,
+             "stages": [{"objectives": {"distill": 1.0, "ctc": 1.0}}]},
+            "not written by an LLM that is shared out",
+        ),
+    ],
+)  # fmt: skip
+def test_tools_that_no_run_could_use(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        build(Recipe, changes)
+
+
+def test_tools_without_a_template(make: Make, tmp_path: Path) -> None:
+    e = make(projector="linear", prompt_mode="raw")
+    with pytest.raises(UsageError, match="tools are shown by a chat template"):
+        Teacher(e.model, e.processor, 12).batch(["very well"], [None], [Offer(TOOLS)])
+    with pytest.raises(UsageError, match="no such file of tools"):
+        Offer.of(Source("x", tools=str(tmp_path / "none.json")))
 
 
 def test_the_loss_is_zero_where_it_hears_the_very_text(make: Make, manifest: Path, monkeypatch: Any) -> None:
@@ -98,3 +165,23 @@ def test_it_learns_to_answer_what_it_hears(recipe: dict[str, Any], capsys: Any) 
         json.loads(line) for line in (Path(recipe["out"]) / "responses-0-rank-0.jsonl").read_text().splitlines()
     ]
     assert {row["prompt"] for row in responses} == {"Repeat.", "Say the words."}
+
+
+def test_it_is_taught_to_call(recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    recipe["model"] |= {"projector": "linear", "pooling": "stack"}
+    heard = recipe["data"]["train"][0]
+    recipe["data"]["train"] = [
+        heard,
+        {"source": heard, "tools": str(tmp_path / "tools.json"), "tool_choice": "required"},
+    ]
+    stage = {"objectives": {"distill": 1.0}, "steps": 24, "batch_seconds": 20, "response_tokens": 6}
+    made = build(Recipe, {**recipe, "stages": [{**stage, "rates": dict.fromkeys(("vectors", "projector"), 1e-2)}]})
+    model = new_model(made)
+    Trainer(made, model, from_model(model).processor).run()
+    rows = [json.loads(line) for line in Path(recipe["out"], "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["distill"] for row in rows[-3:]) < 0.9 * sum(row["distill"] for row in rows[:3])
+    responses = [
+        json.loads(line) for line in (Path(recipe["out"]) / "responses-0-rank-0.jsonl").read_text().splitlines()
+    ]
+    assert {"light" in row["response"] for row in responses if "tools" in row} == {True}

@@ -19,7 +19,7 @@ from .held import Held, Slot, Wanted, feed
 from .messages import decoded, named
 from .toolbox import Toolbox
 from .tools import Message, ToolCall, check_tools, parse_calls, told
-from .writer import Finish, Options, Writer, step
+from .writer import Finish, Options, Writer, writing
 
 if TYPE_CHECKING:
     from ..processing import Prompt
@@ -245,15 +245,7 @@ class Conversation:
         return {**message, "content": content}
 
     def _write(self, writer: Writer) -> Generator[str | Wanted, Tensor | None, Answer]:
-        steps, token = writer.steps(), None
-        while (item := step(steps, token)) is not None:
-            token = None
-            if isinstance(item, str):
-                yield item
-            else:
-                logits = yield writer.wanted
-                assert logits is not None
-                token = writer.pick(item, logits)
+        yield from writing(writer)
         return self.end(writer)
 
     def end(self, writer: Writer) -> Answer:

@@ -202,6 +202,19 @@ class Writer:
         return self.text[: len(self.text) - longest].rstrip("\ufffd").rstrip()
 
 
+def writing(writer: Writer) -> Generator[str | Wanted, Tensor | None, None]:
+    """The ``steps`` of a writer whose LLM is fed by others: text, and what is wanted for its next token, whose logits it is sent."""
+    steps, token = writer.steps(), None
+    while (item := step(steps, token)) is not None:
+        token = None
+        if isinstance(item, str):
+            yield item
+        else:
+            logits = yield writer.wanted
+            assert logits is not None
+            token = writer.pick(item, logits)
+
+
 def step(steps: Generator[str | Ask, int, None], token: int | None) -> str | Ask | None:
     """What comes next of ``steps``, which is sent the ``token`` that it asked for, if it did; None at the end."""
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..data import Example, load_source
 from ..data.batching import by_duration, check_share, measured
 from ..errors import DataError
+from .distill import Offer
 from .metrics import Skipped, say
 from .recipe import Recipe, Source, Stage
 
@@ -26,6 +27,8 @@ class TrainingSet:
     clips: list[Example]
     part: list[int] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
+    offers: list[Offer | None] = field(default_factory=list)
+    """Of each source."""
 
     @property
     def durations(self) -> list[float]:
@@ -57,6 +60,10 @@ class TrainingSet:
             return clip.prompt
         return rng.choice(choice).replace("{prompt}", clip.prompt or "").replace("{language}", clip.language or "")
 
+    def offer(self, index: int) -> Offer | None:
+        """The functions that are shown beside a clip."""
+        return self.offers[self.part[index]] if self.offers else None
+
 
 def training_set(recipe: Recipe, examples: list[Example] | None = None, lost: Skipped | None = None) -> TrainingSet:
     """All training sources (or ``examples``), without clips that are too long or too short of words, or cannot be read.
@@ -70,9 +77,10 @@ def training_set(recipe: Recipe, examples: list[Example] | None = None, lost: Sk
     part = [number for number, clips in enumerate(found) for _ in clips]
     clips, unreadable = measured([clip for clips in found for clip in clips])
     check_share(len(unreadable), len(clips), recipe.data.max_skipped, unreadable[-1][1] if unreadable else "")
+    offers = [Offer.of(source) for source in sources]
     limit, words = recipe.data.max_clip_seconds, recipe.data.min_words
     fit = [clip.duration is not None and clip.duration <= limit and _words(clip) >= words for clip in clips]
-    kept = TrainingSet(list(compress(clips, fit)), list(compress(part, fit)), sources)
+    kept = TrainingSet(list(compress(clips, fit)), list(compress(part, fit)), sources, offers)
     names = ", ".join(source.source for source in sources)
     if not kept.clips:
         raise DataError(f"{names}: no clip of at most {limit:g} s and {words} words or more")

@@ -254,7 +254,7 @@ class Trainer:
             frames = entered(chosen, loaded.items, f"{self.recipe.seed}/{when}")
             batch = collate(self.processor, frames, texts, stage, self.model.audio_token_id, rng, asked)
             if "distill" in stage.objectives:
-                batch["distill"] = teacher.batch(texts, asked)
+                batch["distill"] = teacher.batch(texts, asked, [clips.offer(i) for i in loaded.indices])
         if "copy" in stage.objectives:
             batch["copy"] = copies(self.model, self.processor, texts, rng)
         from accelerate.utils import send_to_device

@@ -99,7 +99,14 @@ class Source:
     prompts: list[str] = field(default_factory=list)
     """What `ce` and `distill` ask of its clips, drawn anew each time. {prompt} and {language} stand for the clip's own."""
 
+    tools: str | None = None
+    """Functions that the LLM is shown beside what it hears, for `distill`: a file as `steermoe chat --tools` takes it."""
+    tool_choice: Literal["auto", "required"] = "auto"
+    """`required`: the response that it writes to the transcript is a call, valid against its schema."""
+
     def __post_init__(self) -> None:
+        if self.tool_choice == "required" and not self.tools:
+            raise UsageError(f"{self.source}: tool_choice: required, but no tools are given")
         if not 0 < self.weight < float("inf"):
             raise UsageError(f"{self.source}: weight={self.weight:g}: must be above 0; leave the source out instead")
 
@@ -172,6 +179,13 @@ class Recipe:
             raise UsageError("stages: there is none, so nothing would be trained")
         if self.data.mask and any(stage.keep_frames for stage in self.stages):
             raise UsageError("data.mask draws anew each step, and keep_frames keeps what was drawn once: choose one")
+        if tools := [source.tools for source in self.data.sources if source.tools]:
+            if not any("distill" in stage.objectives for stage in self.stages):
+                raise UsageError(
+                    f"tools: {tools[0]}: distill alone shows them, and no stage has it among its objectives"
+                )
+            if self.shard_llm:
+                raise UsageError(f"tools: {tools[0]}: calls are not written by an LLM that is shared out (shard_llm)")
         lexical = self.model.projector == "lexical"
         for stage in self.stages:
             steers = {"steering"} if self.model.steer else set()
