@@ -62,6 +62,8 @@ class SteerMoEConfig:
     """Pooled frames on each side that a hidden convolution of the lexical projector also sees; 0: none."""
     hidden: int = 512
     """Channels of that convolution."""
+    spelling: bool = False
+    """Whether the lexical projector also goes by a token's letters, and so hears words that training never spoke."""
     prompt_vectors: int = 0
     """Learned vectors after a transcription's audio, in embedding space."""
     instruction: str = "Repeat the text above word for word."
@@ -90,6 +92,8 @@ class SteerMoEConfig:
                 raise UsageError(f"{name}={getattr(self, name)}: cannot be negative")
         if self.top_k is not None and self.top_k > self.num_experts:
             raise UsageError(f"top_k={self.top_k}: there are only num_experts={self.num_experts}")
+        if self.spelling and self.projector != "lexical":
+            raise UsageError(f"spelling goes with projector: lexical, not {self.projector}")
         if self.projector_experts > 1 and self.projector == "mlp":
             raise UsageError("projector_experts goes with projector: linear or lexical, not mlp")
         if self.pool_before_norm and self.projector != "linear":

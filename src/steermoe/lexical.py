@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .projector import Projected, pool
+from .spelling import Spelling
 
 LIKELIEST = 12  # tokens of a frame that are told apart when reading out
 FRAMES = 128  # whose scores of all tokens are held at once when reading out: 25 MB with 49,152 tokens
@@ -69,6 +70,7 @@ class LexicalProjector(nn.Module):
     ``blank_penalty`` is taken from the blank's score when reading out (never in the loss): on speech unlike the
     training set a model says blank too often, and a dropped word is one the LLM cannot restore.
     ``context``: pooled frames on each side that a convolution of ``hidden`` channels also sees; 0 for none.
+    ``spelling``: tokens are compared by their letters, too (spelling.py).
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class LexicalProjector(nn.Module):
         blank_penalty: float = 0.0,
         context: int = 0,
         hidden: int = 512,
+        spelling: Spelling | None = None,
     ) -> None:
         super().__init__()
         self.kernel, self.temperature, self.blank_penalty = kernel, temperature, blank_penalty
@@ -91,24 +94,46 @@ class LexicalProjector(nn.Module):
         self.nothing = nn.Parameter(torch.zeros(llm_width))  # heard instead of an audio without any word
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
         self.blank_bias = nn.Parameter(torch.zeros(()))
+        self.spelling = spelling
         self._table = [table]  # in a list: seen, but neither a parameter nor a buffer
         self._unit: dict[torch.dtype, Tensor] = {}
+        self._learned: tuple[int, ...] = ()  # versions of what the unit rows were made with
 
     @property
     def table(self) -> Tensor:
         return self._table[0]
 
-    def _unit_rows(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(V, D_llm): all embeddings at length one, computed once and kept."""
+    def _unit_rows(self, dtype: torch.dtype, device: torch.device, ids: Tensor | None = None) -> Tensor:
+        """(V, D_llm), or of the tokens ``ids``: what frames are compared with, at length one. All of them are kept."""
+        learned: tuple[int, ...] = ()
+        if self.spelling is not None:
+            if ids is not None or (self.spelling.share.requires_grad and torch.is_grad_enabled()):
+                return self._rows(torch.arange(len(self.table), device=device) if ids is None else ids).to(dtype)
+            learned = tuple(p._version for p in self.spelling.parameters())
+        if learned != self._learned:
+            self._unit, self._learned = {}, learned
         rows = self._unit.get(dtype)
         if rows is None or rows.device != device:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training, too
-                rows = self._unit[dtype] = F.normalize(self.table.to(device, torch.float32), dim=-1).to(dtype)
-        return rows
+                parts = torch.arange(len(self.table), device=device).split(2048)
+                whole = self._unit.get(torch.float32)
+                whole = (
+                    torch.cat([self._rows(part) for part in parts])
+                    if whole is None or whole.device != device
+                    else whole
+                )
+                rows = self._unit[dtype] = whole.to(dtype)
+        return rows if ids is None else rows[ids]
 
-    def share(self, other: LexicalProjector) -> None:
-        """Uses the unit rows of ``other``, a projector beside the same table."""
-        self._unit = other._unit
+    def _rows(self, ids: Tensor) -> Tensor:
+        """(C, D_llm), float32: the directions of embeddings, and what spellings add to them."""
+        rows = F.normalize(self.table.to(ids.device)[ids].float(), dim=-1)
+        return rows if self.spelling is None else self.spelling(ids, rows)
+
+    def share_rows(self, other: LexicalProjector) -> None:
+        """Uses the unit rows of ``other``, a projector beside the same table, unless spelling makes each its own."""
+        if self.spelling is None and other.spelling is None:
+            self._unit = other._unit
 
     def scores(
         self, h: Tensor, lengths: Tensor, ids: Tensor | None = None, dropout: float = 0.0
@@ -137,8 +162,7 @@ class LexicalProjector(nn.Module):
 
     def _score(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Unit vectors (..., D_llm) -> logits of the tokens (..., V) and of the blank (..., 1), float32."""
-        rows = self._unit_rows(x.dtype, x.device)
-        words = (self.log_scale.exp() * x) @ (rows if ids is None else rows[ids]).T
+        words = (self.log_scale.exp() * x) @ self._unit_rows(x.dtype, x.device, ids).T
         return words.float(), self._score_blank(x)
 
     def _score_blank(self, x: Tensor) -> Tensor:

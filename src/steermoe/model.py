@@ -27,6 +27,7 @@ from .encoders.attach import attach
 from .errors import UsageError
 from .lexical import LexicalProjector
 from .projector import LinearProjector, MLPProjector, Projected
+from .spelling import Spelling, spellings
 from .splice import IGNORED, beginning, full_attention, read, splice
 
 TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
@@ -86,7 +87,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
             lexicon = table if scale == 1.0 else table.detach() * scale
             self.projector = LexicalProjector(
                 frames.out_width, lexicon, kernel, config.temperature, config.blank_penalty,
-                config.context, config.hidden,
+                config.context, config.hidden, self._spelling(table) if config.spelling else None,
             )  # fmt: skip
         elif config.projector == "mlp":
             self.projector = MLPProjector(frames.out_width, llm_width, kernel)
@@ -110,6 +111,11 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.trained: dict[str, Any] = {}  # how, for the adapter's config
         self.attached = attach(frames.layers, self._steer, layers) if self.steering is not None else None
         self.train(False)
+
+    def _spelling(self, table: Tensor) -> Spelling:
+        from .pretrained import load_tokenizer
+
+        return Spelling(spellings(load_tokenizer(self.config.llm), len(table)), table.shape[1]).to(table.device)
 
     @classmethod
     def from_pair(

@@ -67,7 +67,7 @@ class Ears(Transcriber):
         config.encoder, config.llm = mine.encoder, mine.llm
         model = SteerMoEForConditionalGeneration(config, self.model.frames, self.model.llm).to(self.model.device)
         if isinstance(model.projector, LexicalProjector) and isinstance(self.model.projector, LexicalProjector):
-            model.projector.share(self.model.projector)
+            model.projector.share_rows(self.model.projector)
         return _filled(model, content, folder, str(adapter), self.processor.tokenizer)
 
     def transcribe(

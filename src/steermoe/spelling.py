@@ -1,0 +1,72 @@
+"""What a token's letters tell of its sound: a word that training never spoke can be heard.
+
+The lexical projector compares a frame with the LLM's embedding of every token. Those know what words mean, not how they sound:
+of a word that was never spoken in training nothing is learned. Letters nearly tell, so a small convolution over them
+adds its own direction to each token's (Settle et al., 2019, "Acoustically grounded word embeddings"). What the LLM is
+given stays its own embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LETTERS = 16  # bytes of a token that are looked at
+
+
+def spellings(tokenizer: Any, size: int) -> list[str]:
+    """What each of ``size`` tokens writes, a space in front included; "" past the tokenizer's own."""
+    pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(range(min(size, len(tokenizer))))]
+    if any(piece.startswith("\u2581") for piece in pieces):  # SentencePiece, whose decoder drops the space
+        written = [piece.replace("\u2581", " ") for piece in pieces]
+    else:
+        written = tokenizer.batch_decode([[i] for i in range(len(pieces))], clean_up_tokenization_spaces=False)
+    return [*written, *[""] * (size - len(written))]
+
+
+class Spelling(nn.Module):
+    """Tokens (C,) and the directions (C, ``out``) of their embeddings -> the directions that sound like them."""
+
+    letters: Tensor  # (V, LETTERS) uint8, 0 past a token's end
+    capital: Tensor
+
+    def __init__(self, written: Sequence[str], out: int, hidden: int = 128) -> None:
+        super().__init__()
+        told = [[(byte, c.isupper()) for c in text for byte in c.lower().encode()][:LETTERS] for text in written]
+        for name, part in (("letters", 0), ("capital", 1)):  # the tokenizer's, not learned
+            rows = b"".join(bytes(pair[part] for pair in row).ljust(LETTERS, b"\0") for row in told)
+            self.register_buffer(name, torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(-1, LETTERS), False)
+        # A letter, the one before and the one after: three rows, added up.
+        self.around = nn.Embedding(3 * 256, hidden)
+        self.upper, self.place = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.randn(LETTERS, hidden) * 0.1)
+        nn.init.normal_(self.around.weight, std=0.3)
+        self.across, self.outer = nn.Linear(3 * hidden, hidden), nn.Linear(3 * hidden, out)
+        self.share = nn.Parameter(torch.tensor(0.5))  # of the embedding, beside the letters
+
+    def forward(self, ids: Tensor, embeddings: Tensor) -> Tensor:
+        padded = F.pad(self.letters[ids].int(), (1, 1))  # (C, 1 + LETTERS + 1)
+        there = padded[:, 1:-1] > 0
+        owner, at = there.nonzero(as_tuple=True)  # of all L letters, token after token: whose each is, and which
+        if not len(owner):
+            return embeddings
+        x = self.around(torch.stack([padded[owner, at], padded[owner, at + 1] + 256, padded[owner, at + 2] + 512])).sum(
+            dim=0
+        )
+        x = F.gelu(x + self.capital[ids][owner, at, None] * self.upper)  # (L, hidden)
+        first = at == 0
+        last = first.roll(-1)  # the next letter begins another token
+        near = [
+            x.roll(1, dims=0).masked_fill(first[:, None], 0.0),
+            x,
+            x.roll(-1, dims=0).masked_fill(last[:, None], 0.0),
+        ]
+        x = F.gelu(self.across(torch.cat(near, dim=-1))) + x + self.place[at]
+        written = there.any(dim=1)
+        mean = x.new_zeros(len(ids), x.shape[1]).index_add(0, owner, x)[written] / there.sum(dim=1)[written, None]
+        told = F.normalize(self.outer(torch.cat([x[first], x[last], mean], dim=-1)), dim=-1)
+        rows = embeddings * self.share
+        return F.normalize(rows.index_add(0, written.nonzero()[:, 0], told), dim=-1)
