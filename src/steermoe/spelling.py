@@ -44,7 +44,7 @@ class Spelling(nn.Module):
         self.around = nn.Embedding(3 * 256, hidden)
         self.upper, self.place = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.randn(LETTERS, hidden) * 0.1)
         nn.init.normal_(self.around.weight, std=0.3)
-        self.across, self.outer = nn.Linear(3 * hidden, hidden), nn.Linear(3 * hidden, out)
+        self.across, self.outer = nn.Linear(3 * hidden, hidden), nn.Linear(4 * hidden, out)
         self.share = nn.Parameter(torch.tensor(0.5))  # of the embedding, beside the letters
 
     def forward(self, ids: Tensor, embeddings: Tensor) -> Tensor:
@@ -67,6 +67,9 @@ class Spelling(nn.Module):
         x = F.gelu(self.across(torch.cat(near, dim=-1))) + x + self.place[at]
         written = there.any(dim=1)
         mean = x.new_zeros(len(ids), x.shape[1]).index_add(0, owner, x)[written] / there.sum(dim=1)[written, None]
-        told = F.normalize(self.outer(torch.cat([x[first], x[last], mean], dim=-1)), dim=-1)
+        most = x.new_zeros(len(ids), x.shape[1]).scatter_reduce(
+            0, owner[:, None].expand_as(x), x, "amax", include_self=False
+        )[written]
+        told = F.normalize(self.outer(torch.cat([x[first], x[last], most, mean], dim=-1)), dim=-1)
         rows = embeddings * self.share
         return F.normalize(rows.index_add(0, written.nonzero()[:, 0], told), dim=-1)
