@@ -66,6 +66,8 @@ def test_letters_of_any_script_and_length() -> None:
         [2, 1],
     ]  # capitals begin as small ones
     assert torch.equal(spelling(ids[:1], rows[:1]), rows[:1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as under accelerate's mixed precision
+        assert torch.allclose(spelling(ids, rows).float(), out, atol=0.05)
 
 
 def heard(projector: LexicalProjector, sounds: dict[int, torch.Tensor], ids: list[int]) -> float:

@@ -53,23 +53,17 @@ class Spelling(nn.Module):
         owner, at = there.nonzero(as_tuple=True)  # of all L letters, token after token: whose each is, and which
         if not len(owner):
             return embeddings
-        x = self.around(torch.stack([padded[owner, at], padded[owner, at + 1] + 256, padded[owner, at + 2] + 512])).sum(
-            dim=0
-        )
+        three = padded.unfold(1, 3, 1)[there] + torch.arange(0, 3 * 256, 256, device=ids.device)  # (L, 3)
+        x = self.around(three).sum(dim=1)
         x = F.gelu(x + self.capital[ids][owner, at, None] * self.upper)  # (L, hidden)
         first = at == 0
         last = first.roll(-1)  # the next letter begins another token
-        near = [
-            x.roll(1, dims=0).masked_fill(first[:, None], 0.0),
-            x,
-            x.roll(-1, dims=0).masked_fill(last[:, None], 0.0),
-        ]
+        before, after = x.roll(1, dims=0), x.roll(-1, dims=0)
+        near = [before.masked_fill(first[:, None], 0.0), x, after.masked_fill(last[:, None], 0.0)]
         x = F.gelu(self.across(torch.cat(near, dim=-1))) + x + self.place[at]
-        written = there.any(dim=1)
-        mean = x.new_zeros(len(ids), x.shape[1]).index_add(0, owner, x)[written] / there.sum(dim=1)[written, None]
-        most = x.new_zeros(len(ids), x.shape[1]).scatter_reduce(
-            0, owner[:, None].expand_as(x), x, "amax", include_self=False
-        )[written]
+        written, none = there.any(dim=1), x.new_zeros(len(ids), x.shape[1])
+        mean = none.index_add(0, owner, x)[written] / there.sum(dim=1)[written, None]
+        most = none.scatter_reduce(0, owner[:, None].expand_as(x), x, "amax", include_self=False)[written]
         told = F.normalize(self.outer(torch.cat([x[first], x[last], most, mean], dim=-1)), dim=-1)
         rows = embeddings * self.share
-        return F.normalize(rows.index_add(0, written.nonzero()[:, 0], told), dim=-1)
+        return F.normalize(rows.index_add(0, written.nonzero()[:, 0], told.to(rows.dtype)), dim=-1)
