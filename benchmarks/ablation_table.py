@@ -8,8 +8,8 @@ seed learned (`warm ce ...`; the lexical projector begins as that row's, too); w
 fotaq:train, tested on all of fotaq:valid, Whisper's English normaliser, greedy, 95 % intervals by resampling the clips.
 
 Every finished run is one line of OUT/rows.jsonl and is not run again; one that was stopped goes on from its last checkpoint. 300 steps
-are about five minutes on one core of an EPYC with AVX512-BF16: of 40 s of audio for `ctc`, 24 s for `ce`. Rows of one seed begin with the same
-projector and hear the same clips in the same order.
+are of 40 s of audio each for `ctc`, 3 to 9 processor minutes of an EPYC with AVX512-BF16, and of 24 s for `ce`, 8 to 13. Rows of one seed
+begin with the same projector and hear the same clips in the same order.
 """
 
 from __future__ import annotations

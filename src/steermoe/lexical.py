@@ -115,14 +115,12 @@ class LexicalProjector(nn.Module):
         rows = self._unit.get(dtype)
         if rows is None or rows.device != device:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training, too
-                parts = torch.arange(len(self.table), device=device).split(2048)
-                whole = self._unit.get(torch.float32)
-                whole = (
-                    torch.cat([self._rows(part) for part in parts])
-                    if whole is None or whole.device != device
-                    else whole
-                )
-                rows = self._unit[dtype] = whole.to(dtype)
+                if dtype == torch.float32:
+                    parts = torch.arange(len(self.table), device=device).split(2048)
+                    rows = torch.cat([self._rows(part) for part in parts])
+                else:
+                    rows = self._unit_rows(torch.float32, device).to(dtype)
+            self._unit[dtype] = rows
         return rows if ids is None else rows[ids]
 
     def _rows(self, ids: Tensor) -> Tensor:

@@ -106,7 +106,8 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.llm.requires_grad_(False)
         if self.lora is not None:
             self.lora.requires_grad_(True)
-        # Whether what all prompts of a training batch begin with is read once: no process may skip it if the LLM is shared out.
+        # Whether what all prompts of a training batch begin with is read once. Not if processes share the LLM out: each has to call it
+        # as often as the others, whatever its own prompts begin with.
         self.share_beginning = True
         self.trained: dict[str, Any] = {}  # how, for the adapter's config
         self.attached = attach(frames.layers, self._steer, layers) if self.steering is not None else None
@@ -247,7 +248,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         """See splice.py; ``with_prompt``: the learned prompt vectors follow each audio."""
         if with_prompt:
             audios = [torch.cat([audio, self.prompt_vectors.to(audio)]) for audio in audios]
-        return splice(self.llm, input_ids, attention_mask, audios, labels, skip)
+        return splice(self.llm, input_ids, attention_mask, audios, labels, skip, self.config.llm)
 
     def forward(
         self,
@@ -300,8 +301,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
         embeds, mask, marks = self.splice(input_ids, attention_mask, audios, labels, with_prompt, len(begin))
         rows, length = marks.shape
         if labels is not None:  # rows end together, so what foretells labels lies in the last positions
-            first = int((marks != IGNORED).int().argmax(dim=1).min())
-            first = max(0, first - 1)
+            first = max(0, int((marks != IGNORED).int().argmax(dim=1).min()) - 1)
         if len(begin):
             cache = read(self.llm, begin, rows)
             mask = torch.cat([mask.new_ones(rows, len(begin)), mask], dim=1)

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from .audio import decode, windows
 from .config import SteerMoEConfig
 from .errors import UsageError
-from .inference.tools import find_dialect, told
+from .inference.tools import Dialect, find_dialect, told
 from .splice import IGNORED
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,11 @@ class SteerMoEProcessor:
         if note not in self._said:
             self._said.add(note)
             log.warning("%s: %s", self.config.llm, note)
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How this LLM writes calls of functions."""
+        return find_dialect(self.tokenizer)
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -124,9 +130,8 @@ class SteerMoEProcessor:
         """
         instruction = instruction if instruction is not None else self.config.instruction
         if tools and (self.config.prompt_mode == "raw" or self.tokenizer.chat_template is None):
-            raise UsageError(
-                f"{self.config.llm}: tools are shown by a chat template (prompt_mode: chat), and it has none"
-            )
+            why = "set prompt_mode: chat" if self.tokenizer.chat_template else "it has none, so leave tools out"
+            raise UsageError(f"{self.config.llm}: tools are shown by a chat template: {why}")
         if self.config.prompt_mode == "raw":
             return self.raw(audio, instruction)
         if self.tokenizer.chat_template is None:
@@ -140,7 +145,7 @@ class SteerMoEProcessor:
             parts.append({"type": "text", "text": instruction})
         messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
         if tools:
-            messages, tools = told(find_dialect(self.tokenizer), messages, tools)
+            messages, tools = told(self.dialect, messages, tools)
         return self.chat(messages, tools, **NO_THINKING)
 
     def _beginning(self) -> list[int]:

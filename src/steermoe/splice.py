@@ -37,9 +37,10 @@ def splice(
     audios: list[Tensor],
     labels: Tensor | None = None,
     skip: int = 0,
+    name: str = "the LLM",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Put each audio (S_i, D_llm) where its placeholder is, the id past the vocabulary; left-pad. The first ``skip`` tokens of
-    each prompt are left out.
+    each prompt are left out; ``name`` is the LLM's, for errors.
 
     Returns embeddings (B, S, D_llm), mask (B, S) and labels (B, S). Raises ValueError when the number of
     placeholders is not the number of audios, UsageError for a prompt longer than the LLM's positions.
@@ -70,7 +71,7 @@ def splice(
     most = getattr(llm.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and skip + longest > most:
         raise UsageError(
-            f"a prompt of {skip + longest} tokens with its audio is longer than the LLM takes ({most}): give less audio"
+            f"a prompt of {skip + longest} tokens with its audio is longer than {name} takes ({most}): give less audio"
         )
     embeds = torch.stack([F.pad(r, (0, 0, longest - len(r), 0)) for r in rows])
     out_labels = torch.stack([F.pad(m, (longest - len(m), 0), value=IGNORED) for m in marks])

@@ -21,7 +21,7 @@ from .chat import Conversation
 from .find import DEFAULT, find_adapter
 from .grammar import Vocabulary
 from .halves import in_batches
-from .tools import Dialect, find_dialect
+from .tools import Dialect
 from .transcriber import Transcriber
 from .transcripts import Piece, Transcript, Write, as_written, in_order
 
@@ -35,10 +35,10 @@ class Ears(Transcriber):
         super().__init__(model, processor)
         self.adapter_name = name
 
-    @cached_property
+    @property
     def dialect(self) -> Dialect:
         """How this LLM writes calls of functions."""
-        return find_dialect(self.processor.tokenizer)
+        return self.processor.dialect
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -71,13 +71,13 @@ def training_set(recipe: Recipe, examples: list[Example] | None = None, lost: Sk
     Says how many it left out, and lists in ``lost`` those that cannot be read. Raises DataError where nothing is left, or too many cannot be read.
     """
     sources = recipe.data.sources if examples is None else [Source("examples")]
+    offers = [Offer.of(source) for source in sources]
     found = (
         [load_source(s.source, Path(s.root) if s.root else None) for s in sources] if examples is None else [examples]
     )
     part = [number for number, clips in enumerate(found) for _ in clips]
     clips, unreadable = measured([clip for clips in found for clip in clips])
     check_share(len(unreadable), len(clips), recipe.data.max_skipped, unreadable[-1][1] if unreadable else "")
-    offers = [Offer.of(source) for source in sources]
     limit, words = recipe.data.max_clip_seconds, recipe.data.min_words
     fit = [clip.duration is not None and clip.duration <= limit and _words(clip) >= words for clip in clips]
     kept = TrainingSet(list(compress(clips, fit)), list(compress(part, fit)), sources, offers)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..inference.chat import Reply, together
 from ..inference.ears import Ears
 from ..inference.grammar import Constraint, call_grammar
-from ..inference.held import Held
+from ..inference.held import Held, Slot
 from ..inference.toolbox import Toolbox, load_tools
 from ..inference.writer import Options, Writer, writing
 from ..model import SteerMoEForConditionalGeneration
@@ -90,7 +90,7 @@ class Teacher:
         self.offers |= {offer.digest: offer for offer in offers if offer is not None}
         digests = [offer.digest if offer is not None else None for offer in offers]
         told = [Told(*each) for each in zip(texts, asked, digests, strict=True)]
-        ids = {(each.prompt, each.offer): self._asked(each) for each in told}
+        ids = {key: self._asked(*key) for key in dict.fromkeys((each.prompt, each.offer) for each in told)}
         new = [each for each in dict.fromkeys(told) if each not in self.written]
         free = [each for each in new if each.offer is None]
         if free or self.together:
@@ -107,11 +107,10 @@ class Teacher:
     def _ears(self) -> Ears:
         return Ears(self.model, self.processor, "")
 
-    def _asked(self, told: Told) -> list[int]:
+    def _asked(self, prompt: str | None, shown: str | None) -> list[int]:
         """The ids of the prompt, a placeholder where the transcript is heard."""
-        offer = self.offers[told.offer]
-        audio = np.zeros(1, np.float32)
-        return self.processor.transcription(audio, told.prompt, offer.tools if offer else None).ids
+        offer = self.offers[shown]
+        return self.processor.transcription(np.zeros(1, np.float32), prompt, offer.tools if offer else None).ids
 
     def _embedded(self, text: str) -> Tensor:
         tokens = torch.tensor(self.processor.tokens(text), device=self.model.device)
@@ -137,17 +136,15 @@ class Teacher:
             offer, asked = self.offers[each.offer], ids[each.prompt, each.offer]
             assert offer is not None
             at = asked.index(self.processor.audio_token_id)
-            read = [*asked[:at], *self.processor.tokens(each.text), *asked[at + 1 :]]
+            read: list[Slot] = [*asked[:at], *self.processor.tokens(each.text), *asked[at + 1 :]]
             grammar = Constraint(ears.vocabulary, call_grammar(ears.vocabulary, ears.dialect, offer.tools))
-            writer = Writer(ears, Held(self.model.llm), {}, list(read), Options(max_new_tokens=self.most), grammar,
+            writer = Writer(ears, Held(self.model.llm), {}, read, Options(max_new_tokens=self.most), grammar,
                             callable=True, must_call=offer.must_call)  # fmt: skip
             yield from writing(writer)
-            end = self.processor.tokens(ears.dialect.end) if writer.calling else []
-            return [
-                *writer.tokens,
-                *end,
-                *([] if writer.finish == "length" else [self.processor.tokenizer.eos_token_id]),
-            ]
+            tokens = [*writer.tokens]
+            if writer.calling:
+                tokens += self.processor.tokens(ears.dialect.end)
+            return tokens if writer.finish == "length" else [*tokens, self.processor.tokenizer.eos_token_id]
 
         answers: list[Any] = together([Reply(answer(each)) for each in told])
         for each in answers:

@@ -106,7 +106,9 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.tool_choice == "required" and not self.tools:
-            raise UsageError(f"{self.source}: tool_choice: required, but no tools are given")
+            raise UsageError(
+                f"{self.source}: tool_choice: required, but no tools are given: name their file, tools: FILE"
+            )
         if not 0 < self.weight < float("inf"):
             raise UsageError(f"{self.source}: weight={self.weight:g}: must be above 0; leave the source out instead")
 
@@ -182,10 +184,12 @@ class Recipe:
         if tools := [source.tools for source in self.data.sources if source.tools]:
             if not any("distill" in stage.objectives for stage in self.stages):
                 raise UsageError(
-                    f"tools: {tools[0]}: distill alone shows them, and no stage has it among its objectives"
+                    f"tools: {tools[0]}: distill alone shows them, and no stage has it: add it to objectives, or leave tools out"
                 )
             if self.shard_llm:
-                raise UsageError(f"tools: {tools[0]}: calls are not written by an LLM that is shared out (shard_llm)")
+                raise UsageError(
+                    f"tools: {tools[0]}: calls are not written by an LLM that is shared out: leave out tools or shard_llm"
+                )
         lexical = self.model.projector == "lexical"
         for stage in self.stages:
             steers = {"steering"} if self.model.steer else set()
