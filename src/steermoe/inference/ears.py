@@ -35,7 +35,7 @@ class Ears(Transcriber):
         super().__init__(model, processor)
         self.adapter_name = name
 
-    @property
+    @cached_property
     def dialect(self) -> Dialect:
         """How this LLM writes calls of functions."""
         return self.processor.dialect
