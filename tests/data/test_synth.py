@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steermoe.data import load_source, synth, voices
 from steermoe.data.fotaq import line_key
@@ -85,10 +88,29 @@ def test_voices_say_no_line_of_a_test_and_nothing_twice(monkeypatch: pytest.Monk
     monkeypatch.setattr(voices, "talk_texts", lambda seed, count: ["EXAMPLE 7!"] + [f"Talk {n}?" for n in range(200)])
     monkeypatch.setattr(voices, "sentences", lambda count: [f"Turn on lamp {n}." for n in range(200)])
     monkeypatch.setattr(voices, "test_lines", lambda: frozenset({"talk 3", "turn on lamp 0"}))
+    monkeypatch.setattr(voices, "examples", lambda: Counter({"example": 3, "lamp": 1}))
     texts = voices.voice_texts(["example 5"], count=150)
     assert texts == voices.voice_texts(["example 5"], count=150) and len({line_key(t) for t in texts}) == 150
     assert not {"Talk 3?", "Turn on lamp 0.", "Example 5."} & set(texts)
     assert [sum(t.startswith(kind) for t in texts) > 2 for kind in ("Example", "Talk", "Turn")] == [True] * 3
+
+
+@given(st.lists(st.text("abc ", max_size=9), max_size=9), st.lists(st.sampled_from("abc"), max_size=5))
+def test_what_is_said_next_says_most_of_what_was_not_said(texts: list[str], before: list[str]) -> None:
+    often, said = Counter({"a": 5, "b": 2, "ab": 1}), Counter(before)
+    ordered = voices.by_worth(texts, said, often)
+    assert sorted(ordered) == sorted(texts) and said == Counter(before)
+    for i, text in enumerate(ordered):
+
+        def worth(text: str) -> float:
+            new, heard = 0.0, said.copy()
+            for word in text.split():
+                new += often[word] / 2 ** heard[word]
+                heard[word] += 1
+            return new / (30 + len(text))
+
+        assert all(worth(text) >= worth(later) - 1e-12 for later in ordered[i:])
+        said.update(text.split())
 
 
 def test_numbers_in_words() -> None:

@@ -69,16 +69,16 @@ def test_distill_is_held_against_ce(pair: Any, manifest: Path, tmp_path: Path, m
     }
     scores["columns"] = {"text": {"accuracy": 0.25}}
     for name, value in {
-        "MODEL": {"encoder": pair.encoder, "llm": pair.llm, "projector": "linear"}, "START": None,
+        "MODEL": {"encoder": pair.encoder, "llm": pair.llm, "temperature": 0.3}, "START": None,
         "DATA": {"source": str(manifest)}, "load_source": lambda _: spoken, "gap": lambda *_: scores,
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(sys, "argv", ["x", "--steps", "3", "--seeds", "1", "--out", str(tmp_path)])
     module.main()
     done = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [row["objective"] for row in done] == ["ce", "distill"] and all(row["nats"] > 0 for row in done)
+    assert [row["objective"] for row in done] == ["ctc", "ce", "distill"] and all(row["nats"] > 0 for row in done)
     said = capsys.readouterr().out
-    assert "from their text 25.0% are right" in said and said.count("1 seeds") == 2
+    assert "from their text 25.0% are right" in said and said.count("1 seeds") == 3
     monkeypatch.setattr(module, "run", None)
     module.main()
     assert capsys.readouterr().out == said
