@@ -63,13 +63,19 @@ def load_frames(config: SteerMoEConfig, dtype: torch.dtype | str | None = None) 
 class SteerMoEForConditionalGeneration(nn.Module):
     """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors`` (and ``lora``); all else is frozen.
 
-    ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM.
+    ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM. ``tokenizer``, the LLM's, is read by its name
+    if ``spelling`` needs it.
     """
 
     ADAPTER = ("steering.", "projector.", "prompt_vectors", "lora.")
 
-    def __init__(self, config: SteerMoEConfig, frames: Any, llm: Any) -> None:
+    def __init__(self, config: SteerMoEConfig, frames: Any, llm: Any, tokenizer: Any = None) -> None:
         super().__init__()
+        if config.spelling and tokenizer is None:
+            from .pretrained import load_tokenizer
+
+            tokenizer = load_tokenizer(config.llm)
+        self.tokenizer = tokenizer
         # Before the encoder that holds its modules, too: the first name of a parameter is the one it is known by.
         with torch.random.fork_rng(devices=[]):
             self.lora = variants.add_lora(frames, config.lora_rank) if config.lora_rank else None
@@ -85,9 +91,12 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.projector: LexicalProjector | LinearProjector | MLPProjector
         if config.projector == "lexical":
             lexicon = table if scale == 1.0 else table.detach() * scale
+            letters = (
+                Spelling(spellings(tokenizer, len(table)), llm_width).to(table.device) if config.spelling else None
+            )
             self.projector = LexicalProjector(
                 frames.out_width, lexicon, kernel, config.temperature, config.blank_penalty,
-                config.context, config.hidden, self._spelling(table) if config.spelling else None,
+                config.context, config.hidden, letters,
             )  # fmt: skip
         elif config.projector == "mlp":
             self.projector = MLPProjector(frames.out_width, llm_width, kernel)
@@ -112,11 +121,6 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.trained: dict[str, Any] = {}  # how, for the adapter's config
         self.attached = attach(frames.layers, self._steer, layers) if self.steering is not None else None
         self.train(False)
-
-    def _spelling(self, table: Tensor) -> Spelling:
-        from .pretrained import load_tokenizer
-
-        return Spelling(spellings(load_tokenizer(self.config.llm), len(table)), table.shape[1]).to(table.device)
 
     @classmethod
     def from_pair(

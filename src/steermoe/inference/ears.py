@@ -65,10 +65,11 @@ class Ears(Transcriber):
             if getattr(config, name) != getattr(mine, name):
                 raise AdapterError(f"{adapter}: its {name} is not that of {self.adapter_name}; load it by itself")
         config.encoder, config.llm = mine.encoder, mine.llm
-        model = SteerMoEForConditionalGeneration(config, self.model.frames, self.model.llm).to(self.model.device)
+        shared = (self.model.frames, self.model.llm, self.processor.tokenizer)
+        model = SteerMoEForConditionalGeneration(config, *shared).to(self.model.device)
         if isinstance(model.projector, LexicalProjector) and isinstance(self.model.projector, LexicalProjector):
             model.projector.share_rows(self.model.projector)
-        return _filled(model, content, folder, str(adapter), self.processor.tokenizer)
+        return _filled(model, content, folder, str(adapter))
 
     def transcribe(
         self,
@@ -201,7 +202,7 @@ def from_model(model: SteerMoEForConditionalGeneration, name: str = "unsaved", t
     """Ears for a model in memory, such as one in training."""
     from ..pretrained import load_tokenizer
 
-    tokenizer = tokenizer or load_tokenizer(model.config.llm)
+    tokenizer = tokenizer or model.tokenizer or load_tokenizer(model.config.llm)
     return Ears(model, SteerMoEProcessor(model.config, tokenizer, model.frames, model.audio_token_id), name)
 
 
@@ -238,9 +239,7 @@ def _read(adapter: str | Path) -> tuple[Path, dict[str, Any], SteerMoEConfig]:
     return folder, content, adapters.load_config(content, folder)
 
 
-def _filled(
-    model: SteerMoEForConditionalGeneration, content: dict[str, Any], folder: Path, name: str, tokenizer: Any = None
-) -> Ears:
+def _filled(model: SteerMoEForConditionalGeneration, content: dict[str, Any], folder: Path, name: str) -> Ears:
     model.pair_fingerprint, model.trained = content["pair"], content.get("trained") or {}
     adapters.load_tensors(model, folder)
-    return from_model(model, name, tokenizer)
+    return from_model(model, name)
