@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from steermoe.cli import _parser
+from steermoe.arguments import parser
 from steermoe.training.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("steermoe ")])
 def test_command_parses(command: str) -> None:
-    assert _parser().parse_args(shlex.split(command)[1:]).command
+    assert parser().parse_args(shlex.split(command)[1:]).command
 
 
 @pytest.mark.parametrize("target", sorted({c.split()[1] for c in COMMANDS if c.startswith("make ")}))
