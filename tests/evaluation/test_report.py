@@ -15,8 +15,8 @@ import soundfile
 from steermoe.data import Example
 from steermoe.errors import DataError, UsageError
 from steermoe.evaluation import evaluate_asr, write_report
+from steermoe.evaluation.clips import worst_clips
 from steermoe.evaluation.page import SCRIPT
-from steermoe.evaluation.report import worst_clips
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20
 EVIL = '<script>alert("1")</script> & <b>bold</b>'
