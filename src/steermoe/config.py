@@ -76,6 +76,8 @@ class SteerMoEConfig:
     """Pool before the encoder's final LayerNorm: the order of converted reference checkpoints."""
     pad_to_window: bool = False
     """Pad every clip to the encoder's window (30 s for Whisper), as it was pretrained."""
+    silence: float = 0.0
+    """Seconds of silence that Whisper hears behind each clip, and of which nothing is read: clips of its own training ended so."""
 
     def layers_of(self, count: int) -> list[int]:
         """Which of an encoder's ``count`` layers are steered, in the order of the steering vectors; 0 is the first."""
@@ -87,9 +89,13 @@ class SteerMoEConfig:
                 raise UsageError(f"{name}={value}: must be at least 1")
         if self.piece_seconds is not None and self.piece_seconds < 1:
             raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
-        for name in ("temperature", "prompt_vectors", "context", "llm_weight", "llm_margin", "lora_rank"):
+        for name in ("temperature", "prompt_vectors", "context", "llm_weight", "llm_margin", "lora_rank", "silence"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: cannot be negative")
+        if self.silence > 10 or (self.silence and self.pad_to_window):
+            raise UsageError(
+                f"silence={self.silence:g}: ten seconds are the most, and none with pad_to_window, which adds it"
+            )
         if self.top_k is not None and self.top_k > self.num_experts:
             raise UsageError(f"top_k={self.top_k}: there are only num_experts={self.num_experts}")
         if self.spelling and self.projector != "lexical":

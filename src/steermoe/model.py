@@ -57,7 +57,9 @@ def load_frames(config: SteerMoEConfig, dtype: torch.dtype | str | None = None) 
     from .pretrained import load_encoder, load_feature_extractor
 
     extractor = load_feature_extractor(config.encoder)  # first: a model that has none is no audio encoder
-    return wrap(load_encoder(config.encoder, dtype), extractor, config.encoder_layers, config.pad_to_window)
+    return wrap(
+        load_encoder(config.encoder, dtype), extractor, config.encoder_layers, config.pad_to_window, config.silence
+    )
 
 
 class SteerMoEForConditionalGeneration(nn.Module):

@@ -63,6 +63,20 @@ def test_pad_to_window_equals_transformers(frames: WhisperFrames, speech: Speech
     equals_transformers(WhisperFrames(frames.encoder, frames.extractor, pad_to_window=True), speech(2.0))
 
 
+def test_silence_is_heard_and_not_read(frames: WhisperFrames, speech: Speech) -> None:
+    quiet = WhisperFrames(frames.encoder, frames.extractor, silence=0.5)
+    assert quiet.window == frames.window - 0.5
+    clips = [speech(0.73), speech(1.2, 1), speech(0.03, 2)]
+    h, lengths = run(quiet, clips)
+    plain, heard = run(frames, [np.pad(clip, (0, max(0, 1600 - len(clip)) + 8000)) for clip in clips])
+    assert lengths == [n - 25 for n in heard] == run(frames, clips)[1]
+    assert h.shape[1] == max(lengths) and torch.equal(h, plain[:, : h.shape[1]])
+    assert not torch.allclose(h[0, :30], run(frames, clips)[0][0, :30])
+    run(quiet, [speech(29.5)])
+    with pytest.raises(ValueError, match=r"longer than the window of 29\.5 s"):
+        quiet.features([speech(29.6)])
+
+
 def test_features_are_the_extractors_own(frames: WhisperFrames, speech: Speech) -> None:
     clip = speech(2.0)
     own = frames.extractor(clip, sampling_rate=16_000, return_tensors="pt", padding="do_not_pad")["input_features"]
@@ -111,8 +125,9 @@ def test_padding_to_a_window_is_whispers_alone() -> None:
         class config:
             model_type = "wave2vec3"
 
-    with pytest.raises(UsageError, match="pad_to_window is Whisper's; 'wave2vec3' takes its input as"):
-        wrap(Other(), None, pad_to_window=True)
+    for name in ("pad_to_window", "silence"):
+        with pytest.raises(UsageError, match=f"{name} is Whisper's; 'wave2vec3' takes its input as"):
+            wrap(Other(), None, **{name: True})
 
 
 class Block(nn.Module):

@@ -262,9 +262,10 @@ def test_adapters_side_by_side(make: Callable[..., Ears], tmp_path: Path) -> Non
                 assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
     with beside[1].model.steering.disabled():
         assert all(torch.equal(f, w) for f, w in zip(hears(first, clips[0]), alone[0], strict=False))
-    make(pad_to_window=True).model.save_adapter(tmp_path / "3")
-    with pytest.raises(AdapterError, match="pad_to_window"):
-        first.with_adapter(tmp_path / "3")
+    for name, value in (("pad_to_window", True), ("silence", 1.0)):
+        make(**{name: value}).model.save_adapter(tmp_path / "3")
+        with pytest.raises(AdapterError, match=name):
+            first.with_adapter(tmp_path / "3")
     with pytest.raises(AdapterError, match="another pair"):
         first.with_adapter("tiny")
     pytest.importorskip("peft")

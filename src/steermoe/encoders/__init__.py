@@ -20,14 +20,18 @@ FAMILIES: dict[str, type[EncoderFrames]] = {
 }
 
 
-def wrap(encoder: Any, extractor: Any, layers: str | None = None, pad_to_window: bool = False) -> Any:
-    """The front for a loaded encoder and its feature extractor; ``layers`` is a dotted path to its layers.
+def wrap(
+    encoder: Any, extractor: Any, layers: str | None = None, pad_to_window: bool = False, silence: float = 0.0
+) -> Any:
+    """The front for a loaded encoder and its feature extractor; ``layers`` is a dotted path to its layers, the rest Whisper's.
 
     Raises UsageError for an encoder that cannot be steered.
     """
     kind = encoder.config.model_type
     if kind == "whisper":
-        return WhisperFrames(encoder, extractor, layers, pad_to_window)
-    if pad_to_window:
-        raise UsageError(f"pad_to_window is Whisper's; {kind!r} takes its input as its extractor makes it")
+        return WhisperFrames(encoder, extractor, layers, pad_to_window, silence)
+    if pad_to_window or silence:
+        raise UsageError(
+            f"{'pad_to_window' if pad_to_window else 'silence'} is Whisper's; {kind!r} takes its input as its extractor makes it"
+        )
     return FAMILIES.get(kind, EncoderFrames)(encoder, extractor, layers)

@@ -27,7 +27,12 @@ class WhisperFrames(nn.Module):
     divisible, pads, time_dim = True, True, 2
 
     def __init__(
-        self, encoder: nn.Module, extractor: Any, layers: str | None = None, pad_to_window: bool = False
+        self,
+        encoder: nn.Module,
+        extractor: Any,
+        layers: str | None = None,
+        pad_to_window: bool = False,
+        silence: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
@@ -36,12 +41,14 @@ class WhisperFrames(nn.Module):
         self.width: int = encoder.config.d_model  # type: ignore[union-attr,assignment]
         self.out_width = self.width
         self.sampling_rate: int = extractor.sampling_rate
-        self.window: float = 2 * encoder.config.max_source_positions * extractor.hop_length / self.sampling_rate  # type: ignore[union-attr,operator]
+        self.silence = round(silence * self.rate)  # frames, behind every clip
+        positions: int = encoder.config.max_source_positions  # type: ignore[union-attr,assignment]
+        self.window = 2 * positions * extractor.hop_length / self.sampling_rate - self.silence / self.rate
 
     rate = 50  # hidden states a second
 
     def features(self, clips: list[np.ndarray], multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """Clips (N_i,) float32, at most ``window`` seconds -> log-mel (B, mels, T) and valid frames (B,).
+        """Clips (N_i,) float32, at most ``window`` seconds -> log-mel (B, mels, T) and valid frames (B,), the silence too.
 
         T is the next ``multiple`` (a divisor of the window's frames) of the longest clip's.
 
@@ -55,8 +62,8 @@ class WhisperFrames(nn.Module):
                 raise ValueError(
                     f"a clip of {len(clip)} samples is longer than the window of {self.window:g} s; cut it"
                 )
-            if len(clip) < shortest:
-                clip = np.pad(clip, (0, shortest - len(clip)))
+            behind = max(0, shortest - len(clip)) + self.silence * self.sampling_rate // self.rate
+            clip = np.pad(clip, (0, behind)) if behind else clip
             padding = "max_length" if self.pad_to_window else "do_not_pad"
             made = self.extractor(clip, sampling_rate=self.sampling_rate, padding=padding, return_tensors="pt")
             mels.append(made["input_features"][0])  # (mels, T)
@@ -92,12 +99,12 @@ class WhisperFrames(nn.Module):
         return self.run(h, lengths, 0, first), lengths
 
     def leave(self, x: Tensor, lengths: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """From layer ``first`` on: hidden states before the final LayerNorm (B, T', D)."""
-        return self.run(x, lengths, first), lengths
+        """From layer ``first`` on: hidden states before the final LayerNorm (B, T', D) and lengths (B,), without the silence."""
+        return self.run(x, lengths, first)[:, : x.shape[1] - self.silence], lengths - self.silence
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, mels, T), (B,) -> hidden states before the final LayerNorm (B, T', D) and their lengths (B,)."""
-        return self.enter(features, lengths, len(self.layers))
+        return self.leave(*self.enter(features, lengths, len(self.layers)), len(self.layers))
 
     @property
     def final_norm(self) -> nn.Module:

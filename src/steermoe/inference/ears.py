@@ -61,7 +61,7 @@ class Ears(Transcriber):
             raise AdapterError(
                 f"{theirs}: its LoRA lies in the encoder, which others would hear with; load each by itself"
             )
-        for name in ("encoder_layers", "pad_to_window"):
+        for name in ("encoder_layers", "pad_to_window", "silence"):
             if getattr(config, name) != getattr(mine, name):
                 raise AdapterError(f"{adapter}: its {name} is not that of {self.adapter_name}; load it by itself")
         config.encoder, config.llm = mine.encoder, mine.llm

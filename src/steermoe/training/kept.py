@@ -119,7 +119,8 @@ def _key(example: Example) -> str:
 
 def _fingerprint(model: SteerMoEForConditionalGeneration, note: str) -> str:
     """Of everything that the kept frames are a function of, but the clip."""
-    told = {k: v for k, v in vars(model.config).items() if k in ("encoder", "encoder_layers", "pad_to_window")}
+    functions = ("encoder", "encoder_layers", "pad_to_window", "silence")
+    told = {k: v for k, v in vars(model.config).items() if k in functions}
     digest = hashlib.sha256(json.dumps([told, model.first_learning, note]).encode())
     if model.first_learning > model.first_steered:
         for name, tensor in sorted(model.adapter_state().items()):
