@@ -31,6 +31,8 @@ _RECORD: ContextVar[Mapping[int, dict[int, Tensor]]] = ContextVar("steermoe_reco
 class Steering(nn.Module):
     """Trainable: ``vectors`` (L, N, D), ``router`` D -> L N with bias, ``scales`` (L,)."""
 
+    dense = True  # every gate counts
+
     def __init__(self, num_layers: int, num_experts: int, width: int, scale: float = 0.1) -> None:
         super().__init__()
         self.num_layers, self.num_experts = num_layers, num_experts
@@ -54,7 +56,7 @@ class Steering(nn.Module):
         if strength == 0:
             return h
         scale = strength * self.scales[layer]
-        if kernels.pays(h):  # (1)-(3) as one operation, which keeps less for the backward pass
+        if self.dense and kernels.pays(h):  # (1)-(3) as one operation, which keeps less for the backward pass
             out, gates = kernels.steer_and_gates(h, *self.router_slice(layer), self.vectors[layer], scale)
         else:
             gates = self.gates(h, layer)  # (1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .config import SteerMoEConfig
 from .encoders.attach import attach
 from .errors import UsageError
-from .steering import _RECORD, _STRENGTH, Steering
+from .steering import Steering
 
 
 def make_steering(config: SteerMoEConfig, layers: int, width: int) -> Steering:
@@ -38,7 +38,7 @@ class VariantSteering(Steering):
         self, num_layers: int, num_experts: int, width: int, scale: float, router: str, top_k: int | None = None
     ) -> None:
         super().__init__(num_layers, num_experts, width, scale)
-        self.top_k = top_k
+        self.top_k, self.dense = top_k, top_k is None
         if router == "tied":
             self.router = nn.Linear(width, num_experts)
         elif router == "per_layer":
@@ -58,19 +58,6 @@ class VariantSteering(Steering):
             return gates
         kept, where = gates.topk(self.top_k, dim=-1)
         return torch.zeros_like(gates).scatter(-1, where, kept / kept.sum(dim=-1, keepdim=True))
-
-    def forward(self, h: Tensor, layer: int) -> Tensor:
-        if self.top_k is None:
-            return super().forward(h, layer)
-        strength = _STRENGTH.get().get(id(self), 1.0)
-        if strength == 0:
-            return h
-        gates = self.gates(h, layer)
-        record = _RECORD.get().get(id(self))
-        if record is not None:
-            record[layer] = gates.detach()
-        scale = (strength * self.scales[layer]).to(h.dtype)
-        return h + scale * (gates.to(h.dtype) @ self.vectors[layer].to(h.dtype))
 
 
 @contextmanager
