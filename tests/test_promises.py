@@ -388,15 +388,18 @@ def test_promise_7_training_never_cuts_a_clip(recipe: Values, tmp_path: Path, sp
     import soundfile
 
     soundfile.write(tmp_path / "long.wav", speech(30.5), 16_000)
-    line = json.dumps({"audio": str(tmp_path / "long.wav"), "text": "very"}) + "\n"  # its duration is not said
-    (tmp_path / "long.jsonl").write_text(line)
+    row = {"audio": str(tmp_path / "long.wav"), "text": "very"}  # its duration is not said
+    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
     recipe["data"]["train"].append(str(tmp_path / "long.jsonl"))
     recipe["stages"] = [{**recipe["stages"][0], "steps": 1}]
     train(recipe)
     assert "12 clips" in (said := capsys.readouterr().err) and "left out 1 (too long" in said
     recipe["data"] |= {"train": [str(tmp_path / "long.jsonl")], "max_clip_seconds": 40}
-    with pytest.raises(DataError, match=r"30\.5 s is longer than the encoder.s window of 30 s"):
+    with pytest.raises(DataError, match="no clip of at most 30 s"):
         train({**recipe, "out": str(tmp_path / "other")})
+    (tmp_path / "long.jsonl").write_text(json.dumps({**row, "duration": 2.0}) + "\n")  # or is said wrong
+    with pytest.raises(DataError, match=r"30\.5 s is longer than the encoder.s window of 30 s"):
+        train({**recipe, "out": str(tmp_path / "third")})
 
 
 # 8. Every LLM family keeps the same contract. (Encoder families: encoders/.)

@@ -68,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
 
     sub = command("evaluate", "score an adapter, or a server, on a test set", adapter=True)
-    sub.add_argument("--suite", default="asr", metavar="NAME", help="asr (default), aqa, gap, robustness, text ...")
+    sub.add_argument(
+        "--suite", default="asr", metavar="NAME", help="asr (default), aqa, gap, robustness, tools or text"
+    )
     sub.add_argument("--data", metavar="SOURCE", help="NAME[:SPLIT] or a manifest")
     sub.add_argument("--root", type=Path, help="folder of a source that is not fetched")
     sub.add_argument("--normalizer", default="english", choices=["english", "basic", "chinese", "none"])
@@ -78,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--tool-choice", default="auto", choices=["auto", "required"], help="tools: whether a call must be made"
     )
-    sub.add_argument("--limit", type=_positive, help="only the first N clips (said in the result)")
+    sub.add_argument(
+        "--limit", type=_positive, help="only the first N clips, of tools N evenly spread (said in the result)"
+    )
     sub.add_argument("--no-steering", action="store_true", help="with the steering disabled")
     sub.add_argument("--out", type=Path, help="folder for predictions.jsonl, metrics.json and report.html")
     sub.add_argument("--shard", metavar="I/N", help="every N-th clip; run again without it, same --out, to merge")

@@ -65,6 +65,10 @@ def test_folder_and_its_held_out_part(tmp_path: Path) -> None:
     assert (example.id, example.text) == ("day0/0", "very very well")
     parts = [{e.id for e in load_source(f"folder:mine?part={part}", tmp_path)} for part in ("train", "valid")]
     assert len(parts[0]) + len(parts[1]) == 60 and not parts[0] & parts[1] and 1 <= len(parts[1]) <= 9
+    for few in (2, 3, 7):
+        trees.folder(tmp_path / f"few{few}", few)
+        sizes = [len(load_source(f"folder:few{few}?part={part}", tmp_path)) for part in ("train", "valid")]
+        assert sum(sizes) == few and min(sizes) >= 1
 
 
 def test_webdataset_reads_clips_where_they_lie(tmp_path: Path, monkeypatch: Any) -> None:

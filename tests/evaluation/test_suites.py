@@ -181,6 +181,20 @@ def test_two_answering_runs_are_compared(clips: list[Example], tmp_path: Path) -
         compare_runs(tmp_path / "a", tmp_path / "nowhere")
 
 
+def test_annotators_that_come_one_a_row_are_of_one_question(clips: list[Example]) -> None:
+    class Sure(Parrot):
+        def answer(self, questions: list[str], clips: list[Any]) -> list[str]:
+            return ["yes"] * len(questions)
+
+    said = {"is it?": ["yes", "no", "yes"], "was it?": ["no", "no", "yes"]}
+    rows = [Example(f"{q}{i}", clips[0].audio, a, prompt=q) for q, told in said.items() for i, a in enumerate(told)]
+    for order in (rows, rows[::-1]):
+        result = suite("aqa")(Sure(), Options(order, "mine"))
+        metrics = result["metrics"]
+        assert (result["n"], metrics["accuracy"], metrics["any"], metrics["annotators"]) == (2, 0.5, 1.0, 0.5)
+        assert metrics["unanimous"] is None
+
+
 @pytest.mark.parametrize("change", [{"answers": "yes"}, {"answers": []}, {"choices": ["x", "y"]}, {"answers": ["!"]}])
 def test_questions_that_cannot_be_judged_are_refused(clips: list[Example], change: dict[str, Any]) -> None:
     wrong = [replace(clips[0], more=change), *clips[1:]]

@@ -1,6 +1,7 @@
 """``folder:DIR``: your own recordings, each with its text beside it: ``a.wav`` and ``a.txt``, in DIR or in folders within.
 
-``folder:DIR?part=train`` and ``part=valid`` are nineteen of twenty recordings and the twentieth, by the digests of their names.
+``folder:DIR?part=train`` and ``part=valid`` are nineteen of twenty recordings and the twentieth, by the digests of their names; of
+few recordings the one with the least digest is the twentieth.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ def load(split: str, root: Path | None = None, part: str = "all") -> list[Exampl
     if not found:
         raise DataError(f"folder:{split}: no audio in {folder} (looked for *{', *'.join(SUFFIXES)})")
     examples = []
+    ids = {audio: str(audio.relative_to(folder).with_suffix("")) for audio in found}
+    digests = {audio: int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) for audio, id in ids.items()}
+    most = max(VALID_SHARE * 2**32, min(digests.values()))
     for audio in found:
         text = audio.with_suffix(".txt")
         if not text.is_file():
@@ -33,10 +37,8 @@ def load(split: str, root: Path | None = None, part: str = "all") -> list[Exampl
             said = " ".join(text.read_text(encoding="utf-8-sig").split())
         except UnicodeDecodeError:
             raise DataError(f"{text}: not UTF-8") from None
-        id = str(audio.relative_to(folder).with_suffix(""))
-        held = int(hashlib.sha256(id.encode()).hexdigest()[:8], 16) < VALID_SHARE * 2**32
-        if part == "all" or held == (part == "valid"):
-            examples.append(Example(id, audio, said))
+        if part == "all" or (digests[audio] <= most) == (part == "valid"):
+            examples.append(Example(ids[audio], audio, said))
     if not examples:
         raise DataError(f"folder:{split}: {len(found)} recordings are too few for part={part}; give another folder")
     return examples

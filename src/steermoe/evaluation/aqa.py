@@ -1,7 +1,7 @@
 """The ``aqa`` suite: questions about audio whose answers are right or wrong.
 
 Open questions follow Clotho-AQA (Lipping et al., 2022): a row of the manifest is a clip with a question (``prompt``) and
-the ``answers`` of its annotators (``text`` where there is but one). After normalisation the whole answer must be
+the ``answers`` of its annotators (``text`` where there is but one); rows that ask the same of the same audio are its annotators', too. After normalisation the whole answer must be
 one of theirs. ``accuracy`` counts what most annotators said, or any of them where no two agree; ``any`` counts any of them,
 ``unanimous`` only the questions on which all agree, ``annotators`` is the mean over all pairs of question and annotator.
 Yes-or-no and single-word questions are counted apart (``kind``; by the answers where the manifest names none).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
 def run(listener: Listener, options: Options) -> dict[str, Any]:
     """Every question of ``options.examples`` answered by the listener, and judged."""
     _check(options.examples, options.data)
+    questions = by_question(options.examples)
 
     def answer(rows: list[Row], samples: list[np.ndarray]) -> list[str]:
         return listener.answer([asked(row) for row in rows], samples)
 
     maker = f"{listener.name}@{listener.fingerprint[:12]}"
     systems = [System(OWN, answer, maker)]
-    rows = collect.collect(options.examples, systems, data=options.data, batch_size=options.batch_size,
+    rows = collect.collect(questions, systems, data=options.data, batch_size=options.batch_size,
                            out=options.out, shard=options.shard)  # fmt: skip
     for row in rows:
         row["kind"] = kind_of(row)
@@ -49,6 +51,20 @@ def run(listener: Listener, options: Options) -> dict[str, Any]:
     if options.out is not None:
         collect.save(options.out, options.shard, rows, result)
     return result
+
+
+def by_question(examples: Sequence[Example]) -> list[Example]:
+    """One example a question, with the ``answers`` of all its annotators, who may have come one a row."""
+    groups: dict[Any, list[Example]] = {}
+    for i, e in enumerate(examples):
+        alone = e.more.get("answers") or e.more.get("choices")
+        groups.setdefault(i if alone else (str(e.audio), e.start, e.end, e.prompt), []).append(e)
+    return [
+        members[0]
+        if len(members) == 1
+        else replace(members[0], more={**members[0].more, "answers": [e.text for e in members]})
+        for members in groups.values()
+    ]
 
 
 def _check(examples: Sequence[Example], data: str) -> None:

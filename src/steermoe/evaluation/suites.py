@@ -64,7 +64,10 @@ def examples_for(
     if name not in SUITES:
         raise UsageError(f"--suite {name}: there are {', '.join(SUITES)}")
     if (data := data or SUITES[name].data) is None:
-        raise UsageError(f"--suite {name} needs --data SOURCE: NAME[:SPLIT] or a manifest")
+        wanted = (
+            "NAME[:SPLIT] or a manifest" if SUITES[name].examples else "home, bfcl, or spoken_orders with its --root"
+        )
+        raise UsageError(f"--suite {name} needs --data SOURCE: {wanted}")
     if not SUITES[name].examples:
         return [], data
     examples = load_source(data, root)

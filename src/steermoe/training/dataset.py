@@ -6,6 +6,7 @@ the r-th on: whatever their number, they see the same batches, each the same num
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,8 +66,11 @@ class TrainingSet:
         return self.offers[self.part[index]] if self.offers else None
 
 
-def training_set(recipe: Recipe, examples: list[Example] | None = None, lost: Skipped | None = None) -> TrainingSet:
-    """All training sources (or ``examples``), without clips that are too long or too short of words, or cannot be read.
+def training_set(
+    recipe: Recipe, examples: list[Example] | None = None, lost: Skipped | None = None, window: float = math.inf
+) -> TrainingSet:
+    """All training sources (or ``examples``), without clips that are too long (for the recipe, or the encoder's ``window`` of
+    seconds) or too short of words, or cannot be read.
 
     Says how many it left out, and lists in ``lost`` those that cannot be read. Raises DataError where nothing is left, or too many cannot be read.
     """
@@ -78,7 +82,7 @@ def training_set(recipe: Recipe, examples: list[Example] | None = None, lost: Sk
     part = [number for number, clips in enumerate(found) for _ in clips]
     clips, unreadable = measured([clip for clips in found for clip in clips])
     check_share(len(unreadable), len(clips), recipe.data.max_skipped, unreadable[-1][1] if unreadable else "")
-    limit, words = recipe.data.max_clip_seconds, recipe.data.min_words
+    limit, words = min(recipe.data.max_clip_seconds, window), recipe.data.min_words
     fit = [clip.duration is not None and clip.duration <= limit and _words(clip) >= words for clip in clips]
     kept = TrainingSet(list(compress(clips, fit)), list(compress(part, fit)), sources, offers)
     names = ", ".join(source.source for source in sources)

@@ -102,7 +102,7 @@ class Entered:
             window, longest = self.processor.frames.window, max(map(len, clips)) / RATE
             raise DataError(
                 f"a training clip of {longest:.1f} s is longer than the encoder's window of {window:g} s: its manifest "
-                f"states another duration, or data.max_clip_seconds is more than {window:g}"
+                "states another duration"
             )
         features, lengths = inputs["input_features"], inputs["feature_lengths"]
         if seeds and features.ndim < 3:

@@ -101,7 +101,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2))
         self.lost = Skipped(self.out / ("skipped.jsonl" if self.rank == 0 else f"skipped-rank-{self.rank}.jsonl"))
-        clips = training_set(self.recipe, examples, self.lost)
+        clips = training_set(self.recipe, examples, self.lost, self.model.frames.window)
         if checkpoint:
             restore(checkpoint, self.model, None)
         metrics = Metrics(self.out, start, sum(s.steps for s in self.recipe.stages), self.accelerator.is_main_process)
@@ -174,7 +174,8 @@ class Trainer:
             if not recipe.data.augment:
                 return clip
             place = "" if stage.keep_frames else when(batch)  # what is kept must not depend on when it came
-            return augment(clip, random.Random(f"{recipe.seed}/{example.id}/{place}"), recipe.data.max_clip_seconds)
+            longest = min(recipe.data.max_clip_seconds, model.frames.window)
+            return augment(clip, random.Random(f"{recipe.seed}/{example.id}/{place}"), longest)
 
         order = batch_order(clips, stage, recipe, done_before, self.rank, self.world)
         wanted = islice(order, (stage.steps - within) * stage.accumulate)

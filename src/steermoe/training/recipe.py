@@ -20,10 +20,13 @@ class Rates:
     vectors: float = 1e-2
     """Steering vectors and layer scales."""
     router: float = 1e-3
+    """The router that mixes them."""
     projector: float = 1e-4
+    """All of the projector."""
     prompt: float = 1e-2
     """Learned prompt vectors."""
     lora: float = 1e-4
+    """LoRA on the encoder, where `model.lora_rank` asks for it."""
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Stage:
     """Some steps of one objective over some of the parts."""
 
     steps: int = 1000
+    """Times that what learns is changed."""
     objectives: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
     """Weights of `ctc`, `ce`, `copy`, `distill` and `balance`: see training/objectives.py."""
     trains: list[str] = field(default_factory=lambda: ["steering", "projector"])
@@ -41,6 +45,7 @@ class Stage:
     decay: Literal["cosine", "linear"] = "cosine"
     floor: float = 0.02
     weight_decay: float = 0.0
+    """AdamW's, of everything that learns."""
     clip: float = 1.0
     """Largest gradient norm."""
     batch_seconds: float = 100.0
@@ -122,11 +127,15 @@ class Data:
     prompts: dict[str, list[str]] = field(default_factory=dict)
     """By language (`en`, `zh`, `""` where it is not said): what is asked of clips that have no prompt, nor does their source."""
     valid: str | None = None
+    """A source whose word error rate is measured now and then, as Chinese or English by its clips' language."""
     valid_root: str | None = None
+    """The folder where that lies, if it is not fetched."""
     valid_clips: int = 96
+    """How many of its clips, the same each time."""
     min_words: int = 1
+    """Clips with fewer words are left out, and counted."""
     max_clip_seconds: float = 30.0
-    """Longer clips are left out, and counted."""
+    """Longer clips are left out, and counted; so are those that are longer than the encoder's window."""
     max_skipped: float = 0.01
     """Clips that cannot be read are skipped and listed in `out`/skipped.jsonl; more than this share of them end the run."""
     augment: bool = False
@@ -158,10 +167,15 @@ class Recipe:
     init_from: str | None = None
     """An adapter to start from, else everything starts at random. Of one with another LLM the steering is kept."""
     out: str = "runs/unnamed"
+    """Folder of the run: metrics, checkpoints, and at last `adapter`."""
     seed: int = 0
+    """Of all that is drawn: what the adapter begins as, the order of clips, prompts, augmentation."""
     log_every: int = 10
+    """Steps between two lines on the screen; metrics.jsonl has every step."""
     valid_every: int = 200
+    """Steps between two looks at `data.valid`; also at the end."""
     checkpoint_every: int = 100
+    """Steps between two checkpoints; also when interrupted."""
     gradient_checkpointing: bool = False
     """Compute the encoder's layers twice instead of keeping what they computed: slower, in a fraction of the memory."""
     shard_llm: bool = False
@@ -205,9 +219,10 @@ class Recipe:
             for name in {"ctc", "copy"} & set(stage.objectives):
                 if not lexical:
                     raise UsageError(f"objective {name} needs projector: lexical, not {self.model.projector}")
-            if "ctc" not in stage.objectives and lexical and hears:
+            if "ctc" not in stage.objectives and lexical and hears and not self.model.temperature:
                 raise UsageError(
-                    "ce or distill alone give a lexical projector and its steering no gradient: keep ctc in objectives"
+                    "ce or distill alone give a lexical projector and its steering no gradient: keep ctc in objectives, or have it "
+                    "read mixtures (model.temperature above 0) once it finds words"
                 )
             if not hears and (
                 not {"ce", "copy", "distill"} & set(stage.objectives) or "prompt_vectors" not in stage.trains

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,15 +64,21 @@ def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] |
     clips = random.Random(0).sample(clips, min(recipe.data.valid_clips, len(clips)))
     clips.sort(key=lambda clip: clip.duration or 0.0)
     audio, texts = [clip.load() for clip in clips], [clip.text for clip in clips]
+    told = {(clip.language or "en").lower()[:2] for clip in clips}
+    words = {"en": "english", "zh": "chinese"}.get(told.pop(), "basic") if len(told) == 1 else "basic"
+
+    def wer(said: Any) -> float:
+        return float(score(texts, list(said), words).metrics()["wer"])
+
     total = sum(stage.steps for stage in recipe.stages)
 
     def validate(step: int) -> dict[str, float]:
         numbers = {}
         if ears.config.projector == "lexical":
-            numbers["valid_wer_heard"] = score(texts, list(ears.hear(audio, sampling_rate=16_000))).metrics()["wer"]
+            numbers["valid_wer_heard"] = wer(ears.hear(audio, sampling_rate=16_000))
         # Before its prompt vectors have learned, the LLM does not know what is asked of it.
         if not recipe.model.prompt_vectors or step == total:
-            numbers["valid_wer"] = score(texts, list(ears.transcribe(audio, sampling_rate=16_000))).metrics()["wer"]
+            numbers["valid_wer"] = wer(ears.transcribe(audio, sampling_rate=16_000))
         return numbers
 
     return validate
