@@ -113,7 +113,8 @@ def plot_gates(
     if words:
         axis = figure.add_subplot(grid[len(axes), 0])
         for number, (start, end, word) in enumerate(words):
-            axis.text((start + end) / 2, 0.3 + 0.4 * (number % 2), word, ha="center", va="center", fontsize=7, color=ink,
+            shown = "".join(c for c in word if c.isprintable())  # a token may be half a character
+            axis.text((start + end) / 2, 0.3 + 0.4 * (number % 2), shown, ha="center", va="center", fontsize=7, color=ink,
                       clip_on=True)  # fmt: skip
         axis.set_ylabel("read", rotation=0, ha="right", va="center", fontsize=7.5, color=ink)
         axis.yaxis.set_label_coords(-0.022, 0.5)
