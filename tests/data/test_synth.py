@@ -53,6 +53,14 @@ def test_plan_is_a_pure_function_of_the_number() -> None:
     blends = [synth.plan(i, synth.VOICES) for i in range(2000)]
     assert {p["engine"] for p in blends} == {"kokoro"} and len({p["voice"] for p in blends}) > 1500
     assert not any(name in str(p["voice"]) for p in blends for name in synth.HELD_OUT)
+    assert {synth.plan(i, synth.UNHEARD)["voice"] for i in range(200)} == set(synth.HELD_OUT)
+
+
+def test_unheard_texts_are_in_no_other_split(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synth, "wordnet_texts", lambda: texts)
+    unheard = synth.TEXTS[synth.UNHEARD]()
+    assert len(set(unheard)) == 200 and unheard[0] == texts[19 * 4]
+    assert not set(unheard) & {e.text for e in load_source("synth:train/40")}
 
 
 def test_a_shard_is_its_manifest_and_its_speech(texts: list[str]) -> None:

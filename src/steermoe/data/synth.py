@@ -39,20 +39,33 @@ TEXTS = {
     "simple-v1": simple_texts,
     "talk-v1": talk_texts,
     "words-v1": word_texts,
-    "voices-v1": lambda: voice_texts(text for i, text in enumerate(wordnet_texts()) if _is_valid(i // SHARD)),
+    "voices-v1": lambda: voice_texts(_valid_texts()),
+    "unheard-v1": lambda: _valid_texts()[:200],
 }
-RECIPE, SIMPLE, TALK, WORDS, VOICES = TEXTS
-NAMES = {"train": RECIPE, "valid": RECIPE, "simple": SIMPLE, "talk": TALK, "words": WORDS, "voices": VOICES}
+RECIPE, SIMPLE, TALK, WORDS, VOICES, UNHEARD = TEXTS
+NAMES = {
+    "train": RECIPE,
+    "valid": RECIPE,
+    "simple": SIMPLE,
+    "talk": TALK,
+    "words": WORDS,
+    "voices": VOICES,
+    "unheard": UNHEARD,
+}
 DEFAULT_SHARDS = 40
 VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
 
 
 def shard_size(recipe: str) -> int:
-    return SHARD // 4 if recipe == VOICES else SHARD
+    return SHARD // 4 if recipe in (VOICES, UNHEARD) else SHARD
 
 
 def _is_valid(shard: int) -> bool:
     return shard % VALID_EVERY == VALID_EVERY - 1
+
+
+def _valid_texts() -> list[str]:
+    return [text for i, text in enumerate(wordnet_texts()) if _is_valid(i // SHARD)]
 
 
 def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
@@ -64,6 +77,8 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     rng = random.Random(f"{recipe}/{index}")
     if recipe == VOICES:
         return natural_voice(rng)
+    if recipe == UNHEARD:
+        return {"engine": "kokoro", "voice": HELD_OUT[index % len(HELD_OUT)], "pace": 1.0, "tract": 1.0}
     engine = rng.choices(list(MIX), list(MIX.values()))[0]
     if recipe == SIMPLE or (engine == "kokoro" and (recipe in (TALK, WORDS) or index >= KOKORO_UNTIL)):
         engine = "hibari"
@@ -140,7 +155,7 @@ def make_shards(shards: int | Sequence[int], recipe: str = RECIPE, workers: int 
 
 
 def load(split: str = "train", root: Path | None = None) -> list[Example]:
-    """The examples of ``train``, ``valid``, ``simple``, ``talk``, ``words`` or ``voices`` among the first shards; ``root`` is not used.
+    """The examples of a split of NAMES among the first shards; ``root`` is not used.
 
     ``train/40`` asks for 40 shards (8,000 utterances; 40 is also the default): those whose number modulo 20 is
     not 19 are ``train``, the others ``valid``, so 20 is the least for ``valid``; ``train/50-200`` are those from 50 to
@@ -148,7 +163,8 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     on both sides: all texts differ. The voices are the same on both. ``simple`` needs nothing but one wheel:
     generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often, and
     ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
-    utterance by another natural voice (voices.py); a core makes about two hours of it in an hour.
+    utterance by another natural voice (voices.py); a core makes about two hours of it in an hour. ``unheard`` is a test: 200
+    texts of ``valid`` by Kokoro's four voices that no training hears.
     """
     name, _, asked = split.partition("/")
     recipe = NAMES.get(name, RECIPE)
