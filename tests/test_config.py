@@ -87,6 +87,9 @@ def test_errors_name_place_value_and_fix(values: Any, message: str) -> None:
         {"temperature": -0.1},
         {"prompt_vectors": -1},
         {"pool_before_norm": True},  # the projector is lexical
+        {"silence": -0.5},
+        {"silence": 10.5},
+        {"silence": 0.5, "pad_to_window": True},
     ],
 )
 def test_ranges(values: dict[str, Any]) -> None:

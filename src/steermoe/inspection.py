@@ -41,7 +41,7 @@ def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndar
     with model.steering.recording() as record:
         model.encode(inputs["input_features"].to(model.device), inputs["feature_lengths"].to(model.device))
     gates = [record[layer].flatten(0, -2).float().cpu().numpy() for layer in sorted(record)]
-    gates = [gate[: len(gate) - getattr(model.frames, "silence", 0)] for gate in gates]
+    gates = [gate[: len(gate) - model.frames.silence] for gate in gates]
     heard = WhisperFeatureExtractor()(window, sampling_rate=RATE, padding="do_not_pad", truncation=False)
     return gates, np.asarray(heard["input_features"][0]), model.steering.scales.detach().tolist()
 

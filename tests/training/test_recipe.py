@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from steermoe.config import SteerMoEConfig
+from steermoe.data import Example
 from steermoe.errors import UsageError
-from steermoe.training.recipe import Recipe, Source, load_recipe
+from steermoe.training import run
+from steermoe.training.recipe import Data, Recipe, Source, load_recipe
 
 YAML = """
 model: {projector: linear, num_experts: 2}
@@ -146,3 +150,21 @@ def test_a_lexical_stage_must_have_a_gradient(
     else:
         with pytest.raises(UsageError, match="gradient"):
             load_recipe(path)
+        mixtures = objectives == "{ce: 1}"  # which the LLM's loss reaches
+        with nullcontext() if mixtures else pytest.raises(UsageError, match="gradient"):
+            load_recipe(path, ["model.temperature=0.3"])
+
+
+def test_words_of_a_validation_are_counted_in_its_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Heard:
+        config = SteerMoEConfig(projector="linear")
+
+        def transcribe(self, audio: list[Any], sampling_rate: int) -> list[str]:
+            return ["我说。" if clip.language == "zh" else "fine day" for clip in audio]
+
+    monkeypatch.setattr(Example, "load", lambda self: self)
+    for language, text, wer in (("zh", "我来说", 1 / 3), ("en", "Fine, days", 1 / 2), (None, "Fine, days", 1 / 2)):
+        clip = Example("a", Path("a.wav"), text, language=language)
+        monkeypatch.setattr(run, "load_source", lambda *_, clip=clip: [clip])
+        validate = run.validator(Recipe(data=Data(valid="a")), Heard())  # type: ignore[arg-type]
+        assert validate is not None and validate(1) == {"valid_wer": pytest.approx(wer)}

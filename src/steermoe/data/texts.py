@@ -63,6 +63,11 @@ def glosses() -> Iterator[tuple[list[str], str]]:
             yield lemmas, gloss.strip()
 
 
+def quoted(gloss: str) -> list[str]:
+    """The usage examples that a gloss quotes."""
+    return re.findall(r'"([^"]+)"', gloss)
+
+
 def _number(rng: random.Random) -> str:
     n = rng.choice([rng.randint(0, 99), rng.randint(100, 999), rng.randint(1000, 999_999)])
     digits = " ".join(rng.choice(ONES[:10]) for _ in range(rng.randint(2, 7)))
@@ -76,7 +81,7 @@ def wordnet_texts(seed: int = 0) -> list[str]:
     examples, definitions, lemmas = [], [], []
     for names, gloss in glosses():
         definition, *_ = gloss.split('; "')
-        examples += [as_sentence(t) for t in re.findall(r'"([^"]+)"', gloss) if _plain(t, 3, 14)]
+        examples += [as_sentence(t) for t in quoted(gloss) if _plain(t, 3, 14)]
         definition = re.sub(r"\([^)]*\)\s*", "", definition).split(";")[0].strip()
         if _plain(definition, 4, 14):
             definitions.append(as_sentence(definition))

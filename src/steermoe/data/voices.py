@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -19,7 +18,7 @@ from .fotaq import line_key
 from .held_out import test_lines
 from .home import sentences
 from .talk import talk_texts
-from .texts import glosses, wordnet_texts
+from .texts import glosses, quoted, wordnet_texts
 from .tts import HELD_OUT, Kokoro
 
 # Of the utterances: dictionary examples, definitions and lists; everyday talk; commands for a house.
@@ -55,38 +54,33 @@ def voice_texts(others: Iterable[str] = (), seed: int = 1, count: int = 24_000) 
             taken.add(key)
             texts.append(text)
     drawn, rest = texts[:AS_DRAWN], texts[AS_DRAWN:]
-    return drawn + by_worth(rest, Counter(word for text in drawn for word in _words(text)), examples())
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z']+", text.lower())
+    return drawn + by_worth(rest, Counter(word for text in drawn for word in line_key(text).split()), examples())
 
 
 def examples() -> Counter[str]:
     """How often the dictionary's examples say each word."""
-    return Counter(word for _, gloss in glosses() for text in re.findall(r'"([^"]+)"', gloss) for word in _words(text))
+    return Counter(word for _, gloss in glosses() for text in quoted(gloss) for word in line_key(text).split())
 
 
 def by_worth(texts: Sequence[str], said: Counter[str], often: Counter[str]) -> list[str]:
     """``texts`` so that each says, for its length, the most of what is ``often`` said and was not yet, by the texts before it or
     as ``said`` has it: a word is worth half as much each time."""
-    said = said.copy()
+    said, words = said.copy(), [Counter(line_key(text).split()) for text in texts]
 
-    def worth(text: str) -> float:
-        words = Counter(_words(text))
-        new = sum(often[w] * 2.0 ** -said[w] * (2 - 2.0 ** (1 - n)) for w, n in words.items())
-        return new / (30 + len(text))  # letters; a clip's two ends take about two seconds
+    def worth(i: int) -> float:
+        new = sum(often[w] * 2.0 ** -said[w] * (2 - 2.0 ** (1 - n)) for w, n in words[i].items())
+        return new / (30 + len(texts[i]))  # letters; a clip's two ends take about two seconds
 
     # Worth only ever shrinks, so the first whose worth is still what it was is the best (Minoux, 1978).
-    queue = [(-worth(text), i) for i, text in enumerate(texts)]
+    queue = [(-worth(i), i) for i in range(len(texts))]
     heapq.heapify(queue)
     ordered = []
     while queue:
         _, i = heapq.heappop(queue)
-        now = (-worth(texts[i]), i)
+        now = (-worth(i), i)
         if queue and now > queue[0]:
             heapq.heappush(queue, now)
             continue
         ordered.append(texts[i])
-        said.update(_words(texts[i]))
+        said.update(words[i])
     return ordered

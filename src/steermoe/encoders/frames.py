@@ -36,6 +36,7 @@ class EncoderFrames(nn.Module):
     - ``enter(features, lengths, first)``, then ``leave(x, lengths, first)``: the encoder before and from layer ``first``
       on (``len(layers)``: all of it before). What enters can be kept where ``divisible``, or where that is all
     - ``pads``: whether a batch may be padded; else clips of equal length go through together
+    - ``silence``: frames that are heard behind each clip and are not among those that come out
     - ``final_norm``: the LayerNorm behind the layers where it can be moved behind the pooling, else None
 
     A family that knows better than the probe overrides ``output_lengths`` or ``window_seconds``.
@@ -43,6 +44,7 @@ class EncoderFrames(nn.Module):
     """
 
     divisible = False  # a family's forward is one piece
+    silence = 0
     time_dim = 1  # of what ``features`` gives
     final_norm: nn.Module | None = None
 

@@ -1,8 +1,8 @@
 """The ``aqa`` suite: questions about audio whose answers are right or wrong.
 
 Open questions follow Clotho-AQA (Lipping et al., 2022): a row of the manifest is a clip with a question (``prompt``) and
-the ``answers`` of its annotators (``text`` where there is but one); rows that ask the same of the same audio are its annotators', too. After normalisation the whole answer must be
-one of theirs. ``accuracy`` counts what most annotators said, or any of them where no two agree; ``any`` counts any of them,
+the ``answers`` of its annotators (``text`` where there is but one); rows that ask the same of the same audio are its annotators',
+too. After normalisation the whole answer must be one of theirs. ``accuracy`` counts what most annotators said, or any of them where no two agree; ``any`` counts any of them,
 ``unanimous`` only the questions on which all agree, ``annotators`` is the mean over all pairs of question and annotator.
 Yes-or-no and single-word questions are counted apart (``kind``; by the answers where the manifest names none).
 

@@ -64,9 +64,9 @@ def examples_for(
     if name not in SUITES:
         raise UsageError(f"--suite {name}: there are {', '.join(SUITES)}")
     if (data := data or SUITES[name].data) is None:
-        wanted = (
-            "NAME[:SPLIT] or a manifest" if SUITES[name].examples else "home, bfcl, or spoken_orders with its --root"
-        )
+        from ..data.tool_tasks import SOURCES
+
+        wanted = "NAME[:SPLIT] or a manifest" if SUITES[name].examples else f"one of {', '.join(SOURCES)}"
         raise UsageError(f"--suite {name} needs --data SOURCE: {wanted}")
     if not SUITES[name].examples:
         return [], data

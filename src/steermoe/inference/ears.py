@@ -198,11 +198,11 @@ def _as_list(audio: Any) -> tuple[list[Any], bool]:
     return [audio], False
 
 
-def from_model(model: SteerMoEForConditionalGeneration, name: str = "unsaved", tokenizer: Any = None) -> Ears:
+def from_model(model: SteerMoEForConditionalGeneration, name: str = "unsaved") -> Ears:
     """Ears for a model in memory, such as one in training."""
     from ..pretrained import load_tokenizer
 
-    tokenizer = tokenizer or model.tokenizer or load_tokenizer(model.config.llm)
+    tokenizer = model.tokenizer or load_tokenizer(model.config.llm)
     return Ears(model, SteerMoEProcessor(model.config, tokenizer, model.frames, model.audio_token_id), name)
 
 

@@ -71,7 +71,8 @@ def doctor(
 
 def _checks(recipe: Recipe, overfit: int, colour: bool) -> Iterator[Check]:
     lost = Skipped(Path(recipe.out) / "skipped.jsonl")
-    clips = training_set(recipe, None, lost)
+    model = first_model(recipe)
+    clips = training_set(recipe, None, lost, model.frames.window)
     text = f"{len(clips.clips)} clips, {sum(clips.durations) / 3600:.2f} h, {len(lost.said)} unreadable"
     yield Check("data", True, f"{text}\n{histogram(clips.durations)}")
     yield _rates(clips.clips)
@@ -84,7 +85,6 @@ def _checks(recipe: Recipe, overfit: int, colour: bool) -> Iterator[Check]:
         both = sum((c.audio, c.start, c.end) in heard for c in valid)
         text = f"{recipe.data.valid}, {len(valid)} clips" + (f", of which {both} are trained on" if both else "")
         yield Check("validation", not both, text)
-    model = first_model(recipe)
     trainer = Trainer(recipe, model, from_model(model).processor)
     for number, stage in enumerate(recipe.stages):
         name = f"stages.{number}"

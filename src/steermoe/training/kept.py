@@ -102,7 +102,7 @@ class Entered:
             window, longest = self.processor.frames.window, max(map(len, clips)) / RATE
             raise DataError(
                 f"a training clip of {longest:.1f} s is longer than the encoder's window of {window:g} s: its manifest "
-                "states another duration"
+                "states another duration: correct it there, or leave the clip out"
             )
         features, lengths = inputs["input_features"], inputs["feature_lengths"]
         if seeds and features.ndim < 3:
@@ -119,8 +119,7 @@ def _key(example: Example) -> str:
 
 def _fingerprint(model: SteerMoEForConditionalGeneration, note: str) -> str:
     """Of everything that the kept frames are a function of, but the clip."""
-    functions = ("encoder", "encoder_layers", "pad_to_window", "silence")
-    told = {k: v for k, v in vars(model.config).items() if k in functions}
+    told = {key: getattr(model.config, key) for key in ("encoder", "encoder_layers", "pad_to_window", "silence")}
     digest = hashlib.sha256(json.dumps([told, model.first_learning, note]).encode())
     if model.first_learning > model.first_steered:
         for name, tensor in sorted(model.adapter_state().items()):

@@ -30,9 +30,8 @@ def new_model(recipe: Recipe) -> SteerMoEForConditionalGeneration:
     dtype = auto_dtype(where) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     model = SteerMoEForConditionalGeneration.from_pair(recipe.model.encoder, recipe.model.llm, dtype=dtype, **settings)
     if recipe.model.prompt_vectors and recipe.model.instruction:
-        start_from_words(
-            model, load_tokenizer(recipe.model.llm).encode(recipe.model.instruction, add_special_tokens=False)
-        )
+        model.tokenizer = model.tokenizer or load_tokenizer(recipe.model.llm)
+        start_from_words(model, model.tokenizer.encode(recipe.model.instruction, add_special_tokens=False))
     return model
 
 
