@@ -21,10 +21,13 @@ import numpy as np
 
 from ..errors import DataError
 from ..packages import build_once, cache_root
+from .fotaq import line_key
+from .held_out import test_lines
 from .manifest import Example, read_manifest
 from .talk import talk_texts, word_texts
 from .texts import simple_texts, wordnet_texts
 from .tts import ENGINES, HELD_OUT, Engine, Kokoro
+from .vocabulary import vocabulary_texts
 from .voices import natural_voice, voice_texts
 
 SHARD = 200
@@ -34,15 +37,19 @@ RATE = 16_000
 KOKORO_UNTIL = 10_000
 MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
 FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
+WITH_VOICES = 4_000  # texts of ``voices``, its first 80 shards, that ``vocabulary`` goes with
 TEXTS = {
     "wordnet-v1": wordnet_texts,
     "simple-v1": simple_texts,
     "talk-v1": talk_texts,
     "words-v1": word_texts,
     "voices-v1": lambda: voice_texts(_valid_texts()),
+    "vocabulary-v1": lambda: vocabulary_texts(
+        _texts("voices-v1")[:WITH_VOICES], set(test_lines()) | {*map(line_key, _valid_texts())}
+    ),
     "unheard-v1": lambda: _valid_texts()[:200],
 }
-RECIPE, SIMPLE, TALK, WORDS, VOICES, UNHEARD = TEXTS
+RECIPE, SIMPLE, TALK, WORDS, VOICES, VOCABULARY, UNHEARD = TEXTS
 NAMES = {
     "train": RECIPE,
     "valid": RECIPE,
@@ -50,6 +57,7 @@ NAMES = {
     "talk": TALK,
     "words": WORDS,
     "voices": VOICES,
+    "vocabulary": VOCABULARY,
     "unheard": UNHEARD,
 }
 DEFAULT_SHARDS = 40
@@ -57,7 +65,7 @@ VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
 
 
 def shard_size(recipe: str) -> int:
-    return SHARD // 4 if recipe in (VOICES, UNHEARD) else SHARD
+    return SHARD // 4 if recipe in (VOICES, VOCABULARY, UNHEARD) else SHARD
 
 
 def _is_valid(shard: int) -> bool:
@@ -75,7 +83,7 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     for, which turns one recorded voice into many.
     """
     rng = random.Random(f"{recipe}/{index}")
-    if recipe == VOICES:
+    if recipe in (VOICES, VOCABULARY):
         return natural_voice(rng)
     if recipe == UNHEARD:
         return {"engine": "kokoro", "voice": HELD_OUT[index % len(HELD_OUT)], "pace": 1.0, "tract": 1.0}
@@ -163,7 +171,8 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     on both sides: all texts differ. The voices are the same on both. ``simple`` needs nothing but one wheel:
     generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often, and
     ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
-    utterance by another natural voice (voices.py); a core makes about two hours of it in an hour. ``unheard`` is a test: 200
+    utterance by another natural voice (voices.py); a core makes about three hours of it in an hour. ``vocabulary`` says, in
+    such voices, the common words of an LLM's vocabulary that the first 80 shards of ``voices`` hardly say (vocabulary.py). ``unheard`` is a test: 200
     texts of ``valid`` by Kokoro's four voices that no training hears.
     """
     name, _, asked = split.partition("/")

@@ -63,6 +63,18 @@ def glosses() -> Iterator[tuple[list[str], str]]:
             yield lemmas, gloss.strip()
 
 
+def dictionary_words() -> set[str]:
+    """Every lemma that is one word, and the irregular forms of some, in lower case."""
+    folder = unpacked(WORDNET) / "usr" / "share" / "wordnet"
+    lines = [
+        line
+        for part in ("noun", "verb", "adj", "adv")
+        for line in (folder / f"{part}.exc").read_text("latin-1").splitlines()
+    ]
+    irregular = {line.split()[0] for line in lines}
+    return irregular | {name.lower() for names, _ in glosses() for name in names if " " not in name}
+
+
 def quoted(gloss: str) -> list[str]:
     """The usage examples that a gloss quotes."""
     return re.findall(r'"([^"]+)"', gloss)
