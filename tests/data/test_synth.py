@@ -50,8 +50,8 @@ def test_plan_is_a_pure_function_of_the_number() -> None:
     assert all(synth.plan(i)["engine"] != "kokoro" for i in range(synth.KOKORO_UNTIL, synth.KOKORO_UNTIL + 500))
     assert all(synth.plan(i, synth.TALK)["engine"] != "kokoro" for i in range(500))
     assert all(synth.plan(i, synth.SIMPLE)["engine"] == "hibari" for i in range(50))
-    blends = [synth.plan(i, recipe) for recipe in (synth.VOICES, synth.VOCABULARY) for i in range(2000)]
-    assert {p["engine"] for p in blends} == {"kokoro"} and len({p["voice"] for p in blends}) > 3000
+    blends = [synth.plan(i, recipe) for recipe in (synth.VOICES, synth.VOCABULARY, synth.SHORT) for i in range(2000)]
+    assert {p["engine"] for p in blends} == {"kokoro"} and len({p["voice"] for p in blends}) > 4500
     assert not any(name in str(p["voice"]) for p in blends for name in synth.HELD_OUT)
     assert {synth.plan(i, synth.UNHEARD)["voice"] for i in range(200)} == set(synth.HELD_OUT)
 

@@ -103,3 +103,13 @@ def test_lists_hold_the_words_of_definitions_that_talk_lacks(wordnet: Path) -> N
     assert set(said) == {"for", "the", "user", "exit"}  # twice seen is too rare, `box` is talk's, `box-user` no word
     assert sum(said.values()) == 18 and max(said.values()) - min(said.values()) <= 1
     assert word_texts(0, 3) == lists and len(set(lists)) == 3
+
+
+def test_short_texts_are_of_one_or_two_words_and_none_comes_twice(wordnet: Path) -> None:
+    texts = talk.short_texts(count=300)
+    assert texts == talk.short_texts(count=300) and len(set(texts)) == 300
+    assert {len(text.split()) for text in texts} == {1, 2} and all(text.endswith(".") for text in texts)
+    assert 30 < sum(text.lower().split()[0].strip(",.") in texts_of_numbers for text in texts) < 110
+
+
+texts_of_numbers = {*texts.ONES, *texts.TENS}

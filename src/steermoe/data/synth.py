@@ -24,7 +24,7 @@ from ..packages import build_once, cache_root
 from .fotaq import line_key
 from .held_out import test_lines
 from .manifest import Example, read_manifest
-from .talk import talk_texts, word_texts
+from .talk import short_texts, talk_texts, word_texts
 from .texts import simple_texts, wordnet_texts
 from .tts import ENGINES, HELD_OUT, Engine, Kokoro
 from .vocabulary import vocabulary_texts
@@ -47,9 +47,10 @@ TEXTS = {
     "vocabulary-v1": lambda: vocabulary_texts(
         _texts("voices-v1")[:WITH_VOICES], set(test_lines()) | {*map(line_key, _valid_texts())}
     ),
+    "short-v1": lambda: [text for text in short_texts() if line_key(text) not in test_lines()],
     "unheard-v1": lambda: _valid_texts()[:200],
 }
-RECIPE, SIMPLE, TALK, WORDS, VOICES, VOCABULARY, UNHEARD = TEXTS
+RECIPE, SIMPLE, TALK, WORDS, VOICES, VOCABULARY, SHORT, UNHEARD = TEXTS
 NAMES = {
     "train": RECIPE,
     "valid": RECIPE,
@@ -58,6 +59,7 @@ NAMES = {
     "words": WORDS,
     "voices": VOICES,
     "vocabulary": VOCABULARY,
+    "short": SHORT,
     "unheard": UNHEARD,
 }
 DEFAULT_SHARDS = 40
@@ -65,7 +67,7 @@ VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
 
 
 def shard_size(recipe: str) -> int:
-    return SHARD // 4 if recipe in (VOICES, VOCABULARY, UNHEARD) else SHARD
+    return SHARD // 4 if recipe in (VOICES, VOCABULARY, SHORT, UNHEARD) else SHARD
 
 
 def _is_valid(shard: int) -> bool:
@@ -83,7 +85,7 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     for, which turns one recorded voice into many.
     """
     rng = random.Random(f"{recipe}/{index}")
-    if recipe in (VOICES, VOCABULARY):
+    if recipe in (VOICES, VOCABULARY, SHORT):
         return natural_voice(rng)
     if recipe == UNHEARD:
         return {"engine": "kokoro", "voice": HELD_OUT[index % len(HELD_OUT)], "pace": 1.0, "tract": 1.0}
@@ -172,7 +174,7 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often, and
     ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
     utterance by another natural voice (voices.py); a core makes about three hours of it in an hour. ``vocabulary`` says, in
-    such voices, the common words of an LLM's vocabulary that the first 80 shards of ``voices`` hardly say (vocabulary.py). ``unheard`` is a test: 200
+    such voices, the common words of an LLM's vocabulary that the first 80 shards of ``voices`` hardly say (vocabulary.py), ``short`` one or two words at a time. ``unheard`` is a test: 200
     texts of ``valid`` by Kokoro's four voices that no training hears.
     """
     name, _, asked = split.partition("/")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..packages import unpacked
-from .texts import CALENDAR, ONES, WORDNET, as_sentence, glosses, number_in_words
+from .texts import CALENDAR, ONES, TENS, WORDNET, as_sentence, glosses, number_in_words
 
 # n, ns: noun, plural; v, vs, vd, vn, vg: verb, -s, past, participle, -ing; a: adjective; r: adverb;
 # who: a first name; num: a number; when: a day, month or time.
@@ -189,6 +189,23 @@ def word_texts(seed: int = 0, count: int = 4_000) -> list[str]:
     texts: dict[str, None] = {}
     while len(texts) < count:
         texts[as_sentence(rng.choice([" ", ", "]).join(next(words) for _ in range(6)))] = None
+    return list(texts)
+
+
+def short_texts(seed: int = 0, count: int = 2_000) -> list[str]:
+    """``count`` texts of one or two words, without doubles, as answers, commands and menus are: a fifth numbers, a tenth
+    letters, a tenth days, months and names, the rest common words."""
+    rng = random.Random(seed)
+    common = common_words(unpacked(WORDNET) / "usr" / "share" / "wordnet")
+    pools = {"number": ONES + TENS, "letter": list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), "named": [*CALENDAR, *NAMES]}
+    slots = {kind: _cycle(pool, rng) for kind, pool in pools.items()}
+    slots["word"] = _cycle([word for kind in common.values() for word in kind[:700]], rng)
+    kinds, texts = rng.choices([*slots], [0.2, 0.1, 0.1, 0.6], k=50 * count), dict[str, None]()
+    for kind in kinds:
+        words = [next(slots[kind]) for _ in range(rng.choice([1, 1, 2]))]
+        texts[as_sentence(rng.choice([" ", ", "]).join(words))] = None
+        if len(texts) == count:
+            break
     return list(texts)
 
 
