@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cache
@@ -38,7 +38,7 @@ KOKORO_UNTIL = 10_000
 MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
 FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
 WITH_VOICES = 4_000  # texts of ``voices``, its first 80 shards, that ``vocabulary`` goes with
-TEXTS = {
+TEXTS: dict[str, Callable[[], list[str]]] = {
     "wordnet-v1": wordnet_texts,
     "simple-v1": simple_texts,
     "talk-v1": talk_texts,
