@@ -44,9 +44,7 @@ TEXTS: dict[str, Callable[[], list[str]]] = {
     "talk-v1": talk_texts,
     "words-v1": word_texts,
     "voices-v1": lambda: voice_texts(_valid_texts()),
-    "vocabulary-v1": lambda: vocabulary_texts(
-        _texts("voices-v1")[:WITH_VOICES], set(test_lines()) | {*map(line_key, _valid_texts())}
-    ),
+    "vocabulary-v1": lambda: _vocabulary_texts(),
     "short-v1": lambda: [text for text in short_texts() if line_key(text) not in test_lines()],
     "unheard-v1": lambda: _valid_texts()[:200],
 }
@@ -76,6 +74,10 @@ def _is_valid(shard: int) -> bool:
 
 def _valid_texts() -> list[str]:
     return [text for i, text in enumerate(wordnet_texts()) if _is_valid(i // SHARD)]
+
+
+def _vocabulary_texts() -> list[str]:
+    return vocabulary_texts(_texts(VOICES)[:WITH_VOICES], set(test_lines()) | set(map(line_key, _valid_texts())))
 
 
 def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
