@@ -56,6 +56,17 @@ def test_plan_is_a_pure_function_of_the_number() -> None:
     assert {synth.plan(i, synth.UNHEARD)["voice"] for i in range(200)} == set(synth.HELD_OUT)
 
 
+def test_what_a_recipe_says_is_drawn_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STEERMOE_CACHE", str(tmp_path))
+    drawn: list[int] = []
+    monkeypatch.setitem(synth.TEXTS, synth.TALK, lambda: drawn.append(1) or ["Ça va?", "Yes."])
+    synth._texts.cache_clear()
+    assert synth._texts(synth.TALK) == ["Ça va?", "Yes."]
+    synth._texts.cache_clear()  # another process
+    assert synth._texts(synth.TALK) == ["Ça va?", "Yes."] and drawn == [1]
+    synth._texts.cache_clear()
+
+
 def test_unheard_texts_are_in_no_other_split(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synth, "wordnet_texts", lambda: texts)
     unheard = synth.TEXTS[synth.UNHEARD]()

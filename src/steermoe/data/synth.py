@@ -113,7 +113,14 @@ def _engine(name: str) -> Engine:
 
 @cache
 def _texts(recipe: str = RECIPE) -> list[str]:
-    return TEXTS[recipe]()
+    """All that a recipe says; drawing it takes seconds, so it is kept beside the shards."""
+
+    def build(folder: Path) -> None:
+        (folder / "texts.json").write_text(json.dumps(TEXTS[recipe]()), encoding="utf-8")
+
+    kept = build_once(cache_root() / "data" / "synth" / recipe / "texts", build) / "texts.json"
+    told: list[str] = json.loads(kept.read_text(encoding="utf-8"))
+    return told
 
 
 def speak(text: str, engine: str, voice: str, pace: float, tract: float) -> np.ndarray:
