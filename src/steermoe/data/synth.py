@@ -49,6 +49,7 @@ TEXTS: dict[str, Callable[[], list[str]]] = {
     "unheard-v1": lambda: _valid_texts()[:200],
 }
 RECIPE, SIMPLE, TALK, WORDS, VOICES, VOCABULARY, SHORT, UNHEARD = TEXTS
+NATURAL = (VOICES, VOCABULARY, SHORT)  # every utterance by another mean of Kokoro's voices
 NAMES = {
     "train": RECIPE,
     "valid": RECIPE,
@@ -65,7 +66,7 @@ VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
 
 
 def shard_size(recipe: str) -> int:
-    return SHARD // 4 if recipe in (VOICES, VOCABULARY, SHORT, UNHEARD) else SHARD
+    return SHARD // 4 if recipe in (*NATURAL, UNHEARD) else SHARD
 
 
 def _is_valid(shard: int) -> bool:
@@ -87,7 +88,7 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     for, which turns one recorded voice into many.
     """
     rng = random.Random(f"{recipe}/{index}")
-    if recipe in (VOICES, VOCABULARY, SHORT):
+    if recipe in NATURAL:
         return natural_voice(rng)
     if recipe == UNHEARD:
         return {"engine": "kokoro", "voice": HELD_OUT[index % len(HELD_OUT)], "pace": 1.0, "tract": 1.0}
@@ -183,8 +184,8 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     generated sentences, one voice. ``talk`` is everyday talk, every common word about equally often, and
     ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
     utterance by another natural voice (voices.py); a core makes about three hours of it in an hour. ``vocabulary`` says, in
-    such voices, the common words of an LLM's vocabulary that the first 80 shards of ``voices`` hardly say (vocabulary.py), ``short`` one or two words at a time. ``unheard`` is a test: 200
-    texts of ``valid`` by Kokoro's four voices that no training hears.
+    such voices, the common words of an LLM's vocabulary that the first 80 shards of ``voices`` hardly say (vocabulary.py), ``short`` one or two
+    words at a time. ``unheard`` is a test: 200 texts of ``valid`` by Kokoro's four voices that no training hears.
     """
     name, _, asked = split.partition("/")
     recipe = NAMES.get(name, RECIPE)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..packages import unpacked
-from .texts import CALENDAR, ONES, TENS, WORDNET, as_sentence, glosses, number_in_words
+from .texts import CALENDAR, ONES, TENS, WORDNET, as_sentence, exceptions, glosses, number_in_words
 
 # n, ns: noun, plural; v, vs, vd, vn, vg: verb, -s, past, participle, -ing; a: adjective; r: adverb;
 # who: a first name; num: a number; when: a day, month or time.
@@ -76,16 +76,6 @@ KINDS = {"1": "n", "2": "v", "3": "a", "4": "r", "5": "a"}  # WordNet's part-of-
 COMMON = {"n": 2800, "v": 1200, "a": 1100, "r": 300}  # lemmas taken, most frequent first
 
 
-def _exceptions(folder: Path, part: str) -> dict[str, list[str]]:
-    """Lemma -> its irregular forms, in the file's (alphabetical) order."""
-    irregular: dict[str, list[str]] = {}
-    for line in (folder / f"{part}.exc").read_text(encoding="latin-1").splitlines():
-        form, *lemmas = line.split()
-        for lemma in lemmas:
-            irregular.setdefault(lemma, []).append(form)
-    return irregular
-
-
 def plural(word: str) -> str:
     """The regular -s form of a noun or verb: box -> boxes, city -> cities, goes, woodsman -> woodsmen."""
     if word.endswith("man"):
@@ -131,7 +121,7 @@ def common_words(folder: Path) -> dict[str, list[str]]:
         if re.fullmatch(r"[a-z]{2,12}", lemma) and lemma in written:
             counts[KINDS[where[0]]][lemma] += int(times)
     lemmas = {k: [w for w, _ in sorted(c.items(), key=lambda i: (-i[1], i[0]))[: COMMON[k]]] for k, c in counts.items()}
-    nouns, verbs = _exceptions(folder, "noun"), _exceptions(folder, "verb")
+    nouns, verbs = exceptions(folder, "noun"), exceptions(folder, "verb")
     words = {"n": lemmas["n"], "a": lemmas["a"], "r": lemmas["r"], "v": [w for w in lemmas["v"] if w != "be"]}
     words["ns"] = [nouns.get(w, [plural(w)])[0] for w in words["n"]]
     words["vs"] = ["has" if w == "have" else plural(w) for w in words["v"]]

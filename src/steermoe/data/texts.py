@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from ..packages import Package, unpacked
 
@@ -63,15 +64,21 @@ def glosses() -> Iterator[tuple[list[str], str]]:
             yield lemmas, gloss.strip()
 
 
+def exceptions(folder: Path, part: str) -> dict[str, list[str]]:
+    """Lemma -> its irregular forms, in the file's (alphabetical) order."""
+    irregular: dict[str, list[str]] = {}
+    for line in (folder / f"{part}.exc").read_text(encoding="latin-1").splitlines():
+        form, *lemmas = line.split()
+        for lemma in lemmas:
+            irregular.setdefault(lemma, []).append(form)
+    return irregular
+
+
 def dictionary_words() -> set[str]:
     """Every lemma that is one word, and the irregular forms of some, in lower case."""
     folder = unpacked(WORDNET) / "usr" / "share" / "wordnet"
-    lines = [
-        line
-        for part in ("noun", "verb", "adj", "adv")
-        for line in (folder / f"{part}.exc").read_text("latin-1").splitlines()
-    ]
-    irregular = {line.split()[0] for line in lines}
+    parts = [exceptions(folder, part) for part in ("noun", "verb", "adj", "adv")]
+    irregular = {form for lemmas in parts for forms in lemmas.values() for form in forms}
     return irregular | {name.lower() for names, _ in glosses() for name in names if " " not in name}
 
 

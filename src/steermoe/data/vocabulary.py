@@ -21,22 +21,7 @@ LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BLOCKS = (6_000, 12_000)  # words of its vocabulary, common ones first: the first so many, then those up to
 ENOUGH = 4  # times; then a word is heard (lab notebook, entry 20)
 WORDS = 5  # in a sentence
-JOINS = (
-    " ",
-    " ",
-    ", ",
-    " and ",
-    " or ",
-    " the ",
-    " of the ",
-    " in ",
-    " to ",
-    " is ",
-    " for a ",
-    " with ",
-    " from my ",
-    " are ",
-)
+JOINS = " | |, | and | or | the | of the | in | to | is | for a | with | from my | are ".split("|")
 
 
 def common_tokens(vocabulary: dict[str, int], known: set[str]) -> list[str]:
