@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", "score an adapter, or a server, on a test set", adapter=True)
     sub.add_argument(
-        "--suite", default="asr", metavar="NAME", help="asr (default), aqa, gap, robustness, tools or text"
+        "--suite", default="asr", metavar="NAME", help="asr (default), aqa, gap, robustness, silence, tools or text"
     )
     sub.add_argument("--data", metavar="SOURCE", help="NAME[:SPLIT] or a manifest")
     sub.add_argument("--root", type=Path, help="folder of a source that is not fetched")

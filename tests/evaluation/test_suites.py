@@ -15,7 +15,7 @@ import soundfile
 from steermoe.data import Example
 from steermoe.data.augment import RATE
 from steermoe.errors import DataError, SteerMoEError, UsageError
-from steermoe.evaluation import predictions
+from steermoe.evaluation import predictions, report
 from steermoe.evaluation.collect import Shard
 from steermoe.evaluation.compare import compare_runs
 from steermoe.evaluation.listener import Adapter
@@ -91,7 +91,7 @@ class Cascade(Adapter):
         return lambda batch: [f"heard {len(clip) % 7}" if len(clip) > 7_000 else "" for clip in batch]
 
 
-@pytest.mark.parametrize("name", ["asr", "aqa", "gap", "robustness"])
+@pytest.mark.parametrize("name", ["asr", "aqa", "gap", "robustness", "silence"])
 def test_batch_size_order_shards_and_a_kill_change_nothing(
     name: str, ears: Ears, clips: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +241,24 @@ def test_a_telephone_carries_its_band_only() -> None:
     assert np.abs(heard - middle).max() < 1e-3
 
 
+def test_words_where_none_were_said_are_invented(clips: list[Example], tmp_path: Path) -> None:
+    class Dreamer(Parrot):
+        said = ("", " .,", "uh", "thank you", "no " * 9)  # fillers and marks are no words
+
+        def transcribe(self, clips: list[np.ndarray]) -> list[str]:
+            return [self.said[round(len(clip) / RATE * 10) - 3] for clip in clips]  # by length
+
+        def own_decoder(self) -> Any:
+            return lambda clips: ["you"] * len(clips)
+
+    result = suite("silence")(Dreamer(), Options(clips[:5], "mine", baseline=True, out=tmp_path))
+    assert result["metrics"]["accuracy"] == pytest.approx(3 / 5)
+    assert result["failures"] == {"invented": 2, "repeated": 1, "undecodable": 0}
+    assert result["columns"]["baseline"]["failures"] == {"invented": 5, "repeated": 0}
+    report.write_report(tmp_path / "report.html", title="none", runs=[predictions.read_run(tmp_path)])
+    assert "thank you" in (tmp_path / "report.html").read_text()
+
+
 def test_a_suite_that_is_not_there_or_has_no_data_is_refused() -> None:
     for name, words in (("mmlu", "--suite mmlu: there are asr"), ("aqa", "--suite aqa needs --data")):
         with pytest.raises(UsageError, match=words):
@@ -308,7 +326,7 @@ def mangled(folder: Path, count: int) -> list[Example]:
     return found
 
 
-@pytest.mark.parametrize("name", ["asr", "aqa", "gap", "robustness"])
+@pytest.mark.parametrize("name", ["asr", "aqa", "gap", "robustness", "silence"])
 def test_two_hundred_mangled_inputs_are_each_scored_or_listed(
     name: str, make: Callable[..., Ears], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,26 @@ def test_training_set_counts_what_it_leaves_out(manifest: Path, capsys: Any, tmp
         training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=0.01), out=out))
 
 
+def test_clips_without_words_are_left_out_or_learned_from(recipe: Values, tmp_path: Path) -> None:
+    rows = []
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", np.random.default_rng(i).normal(0, 0.05, 8_000), 16_000)
+        rows.append(json.dumps({"audio": f"{i}.wav", "text": "", "duration": 0.5}) + "\n")
+    (tmp_path / "quiet.jsonl").write_text("".join(rows))
+    recipe["data"] = {"train": [str(tmp_path / "quiet.jsonl")]}
+    recipe["stages"] = [
+        {"steps": 6, "batch_seconds": 2, "negatives": 20, "rates": {"projector": 1e-2}},
+        {"objectives": {"copy": 1.0}, "trains": ["prompt_vectors"], "steps": 1, "batch_seconds": 2},
+    ]
+    recipe["model"]["prompt_vectors"] = 2
+    with pytest.raises(DataError, match="no clip"):
+        train(build(Recipe, recipe))
+    recipe["data"]["min_words"] = 0
+    train(build(Recipe, recipe))
+    losses = [json.loads(line) for line in (Path(recipe["out"]) / "metrics.jsonl").read_text().splitlines()]
+    assert losses[5]["ctc"] < losses[0]["ctc"] / 2 and np.isfinite(losses[6]["copy"])
+
+
 def test_metrics_drop_what_a_resumption_repeats(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3, 4))
     (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 5, "lo')  # killed as it wrote

@@ -47,6 +47,7 @@ SOURCES: dict[str, Source] = {
     "librivox": _source("librivox", "test"),
     "questions": _source("questions", "test"),
     "sounds": _source("sounds", "train"),
+    "quiet": _source("quiet", "train"),
     "synth": _source("synth", "train"),
     "librispeech": _source("librispeech", "test-clean"),
     "aishell1": _source("aishell1", "test"),

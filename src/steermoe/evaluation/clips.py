@@ -78,7 +78,8 @@ def wrong_answers(name: str, rows: Sequence[Row], players: Players) -> str:
     lost = [row for row in rows if not row.get("right", {}).get(OWN, True)]
     items = []
     for row_ in lost[:WORST]:
-        texts = {"Asked": row_["question"], "Right": row_["reference"], "Answered": row_[OWN]}
+        asked = {"Asked": row_["question"]} if "question" in row_ else {}
+        texts = asked | {"Right": row_["reference"], "Answered": row_[OWN]}
         texts |= {column: row_[column] for column in row_["by"] if column != OWN}
         facts = "".join(
             f"<dt>{escape(key)}</dt><dd>{escape(str(text)) or '<i>nothing</i>'}</dd>" for key, text in texts.items()

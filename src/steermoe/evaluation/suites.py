@@ -30,6 +30,7 @@ SUITES = {
     "aqa": Suite(None),  # questions about audio, answered right or wrong
     "gap": Suite("questions:test"),  # the same questions as text, as speech and through a transcript
     "robustness": Suite(None),  # asr under noise, speeds, rooms, telephone and gain
+    "silence": Suite("quiet:test"),  # what is heard where nothing is said
     "tools": Suite(None, examples=False),  # the right function with the right arguments
     "text": Suite("", examples=False),  # proof that text behaviour is untouched
 }

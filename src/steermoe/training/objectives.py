@@ -138,10 +138,12 @@ def copies(
 ) -> dict[str, Any]:
     """Texts as the lexical projector would read them out, and themselves as the response: a batch for ``copy``.
 
-    One in four is several texts in a row: a window of speech may hold 30 s of it.
+    One in four is several texts in a row: a window of speech may hold 30 s of it. Of clips without words there is nothing to
+    copy; where there are no others, it is a full stop.
     """
+    texts = [text for text in texts if text.strip()] or ["."]
     asked = processor.transcription(np.zeros(1, np.float32)).ids
-    longer = [" ".join(rng.sample(list(texts), min(4, len(texts)))) if rng.random() < 0.25 else text for text in texts]
+    longer = [" ".join(rng.sample(texts, min(4, len(texts)))) if rng.random() < 0.25 else text for text in texts]
     heard = [misheard(processor.tokens(text), rng) for text in longer]
     prompts = [processor.answered(Prompt(asked), processor.tokenizer.decode(ids)) for ids in heard]
     table: Any = model.projector.table

@@ -133,7 +133,7 @@ class Data:
     valid_clips: int = 96
     """How many of its clips, the same each time."""
     min_words: int = 1
-    """Clips with fewer words are left out, and counted."""
+    """Clips with fewer words are left out, and counted. 0 keeps those without any: `ctc` then learns to hear nothing in them."""
     max_clip_seconds: float = 30.0
     """Longer clips are left out, and counted; so are those that are longer than the encoder's window."""
     max_skipped: float = 0.01
@@ -148,9 +148,9 @@ class Data:
         return [Source(item) if isinstance(item, str) else item for item in self.train]
 
     def __post_init__(self) -> None:
-        for name in ("valid_clips", "min_words"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name, least in (("valid_clips", 1), ("min_words", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}={getattr(self, name)}: must be at least {least}")
         if not 0 <= self.max_skipped < 1:
             raise UsageError(f"max_skipped={self.max_skipped:g}: a share, at least 0 and below 1")
         if not self.train:
