@@ -94,6 +94,7 @@ def test_the_dialect_is_found_by_rendering(ears: Any, name: str) -> None:
     [
         (HERMES, 'Sure.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "Sure.", [("f", {"a": 1})]),
         (HERMES, '<tool_call>{"name":"f","arguments":{}}</tool_call><tool_call>{"name":"g","arguments":{"s":"}"}}', "", [("f", {}), ("g", {"s": "}"})]),
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"s": "}}</tool_call> <tool_call>{}"}}\n</tool_call>', "", [("f", {"s": "}}</tool_call> <tool_call>{}"})]),
         (HERMES, "<tool_call>\nf(1)\n</tool_call>", "<tool_call>\nf(1)\n</tool_call>", []),
         (HERMES, '{"name": "f", "arguments": {}}', '{"name": "f", "arguments": {}}', []),
         (LLAMA3, '{"name": "f", "parameters": {"a": [1, {"b": null}]}}', "", [("f", {"a": [1, {"b": None}]})]),
@@ -101,6 +102,8 @@ def test_the_dialect_is_found_by_rendering(ears: Any, name: str) -> None:
         (LLAMA3, "In words, {not} JSON.", "In words, {not} JSON.", []),
         (MISTRAL, '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}, "id": "call00000"}, {"name": "g", "arguments": "{}"}]', "", [("f", {"a": 1}), ("g", {})]),
         (MISTRAL_ARGS, 'Well.[TOOL_CALLS]f[ARGS]{"a": {"b": 1}}[TOOL_CALLS]g{"c": 2}', "Well.", [("f", {"a": {"b": 1}}), ("g", {"c": 2})]),
+        (MISTRAL_ARGS, '[TOOL_CALLS]f[ARGS]{"s": "[TOOL_CALLS]g{}"}', "", [("f", {"s": "[TOOL_CALLS]g{}"})]),
+        (MISTRAL_ARGS, '[TOOL_CALLS]f{broken}[TOOL_CALLS]g{}', "", [("g", {})]),
         (PLAIN, '```json\n{"name": "f", "arguments": {"a": true}}\n```', "", [("f", {"a": True})]),
         (PLAIN, '[{"function": {"name": "f", "arguments": "{\\"a\\": 2}"}}]', "", [("f", {"a": 2})]),
         (PLAIN, '{"answer": 42}', '{"answer": 42}', []),

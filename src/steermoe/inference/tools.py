@@ -18,6 +18,8 @@ from ..errors import UsageError
 
 Message = dict[str, Any]
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+NAMED = re.compile(r"([\w-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(?=\{)")
+SPACE = re.compile(r"[\s;,]*")
 LINES = """You can call these functions:
 {tools}
 To call one, answer with nothing but
@@ -183,49 +185,66 @@ def _object(arguments: Any) -> Any:
 def parse_calls(text: str, dialect: Dialect) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
     """What an LLM wrote -> the words before its calls, and the calls as (name, arguments), in order.
 
-    What does not parse as a call is no call: then all of ``text`` is words.
+    What does not parse as a call is no call: then all of ``text`` is words. Marks of the dialect inside a string of the arguments
+    are the string's.
     """
     at = dialect.triggered(text) if dialect is not PLAIN else 0
     if at is None:
         return text, []
     if dialect.name == "hermes":
-        blocks = re.findall(r"<tool_call>(.*?)(?:</tool_call>|$)", text[at:], re.S)
-        calls = [call for block in blocks for call in _calls(block)]
+        calls = list(_tagged(text, "<tool_call>", at))
     elif dialect.name.startswith("mistral"):
         rest = text[at:].removeprefix("[TOOL_CALLS]").strip()
-        calls = list(_calls(rest)) if rest.startswith(("[", "{")) else list(_named(rest))
+        calls = list(_calls(_values(rest)[0])) if rest.startswith(("[", "{")) else list(_named(rest))
     else:
         fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.S)
-        calls = list(_calls((fenced[1] if fenced else text).strip().removeprefix("<|python_tag|>")))
+        calls = list(_calls(_values((fenced[1] if fenced else text).strip().removeprefix("<|python_tag|>"))[0]))
     return (text[:at].strip(), calls) if calls else (text, [])
 
 
-def _calls(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Calls out of JSON values that follow each other, ``;`` or white space between; lists of calls count, too."""
-    rest, decoder = text.strip(), json.JSONDecoder()
-    while rest:
+Calls = Iterator[tuple[str, dict[str, Any]]]
+
+
+def _values(text: str, at: int = 0) -> tuple[list[Any], int]:
+    """JSON values that follow each other from ``at`` on, ``;`` or white space between, and where they end."""
+    values: list[Any] = []
+    while True:
+        start = SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
         try:
-            value, end = decoder.raw_decode(rest)
+            value, at = json.JSONDecoder().raw_decode(text, start)
         except ValueError:
-            return
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, dict):
-                item = item["function"] if isinstance(item.get("function"), dict) else item
-                arguments = item.get("arguments", item.get("parameters"))
-                try:
-                    arguments = _object(arguments)
-                except ValueError:
-                    continue
-                if isinstance(item.get("name"), str) and isinstance(arguments, dict):
-                    yield item["name"], arguments
-        rest = rest[end:].lstrip(" \n\t;,")
+            return values, start
+        values.append(value)
 
 
-def _named(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _calls(values: list[Any]) -> Calls:
+    """Those of JSON values that are calls, or lists of calls."""
+    for item in (item for value in values for item in (value if isinstance(value, list) else [value])):
+        if isinstance(item, dict):
+            item = item["function"] if isinstance(item.get("function"), dict) else item
+            arguments = item.get("arguments", item.get("parameters"))
+            try:
+                arguments = _object(arguments)
+            except ValueError:
+                continue
+            if isinstance(item.get("name"), str) and isinstance(arguments, dict):
+                yield item["name"], arguments
+
+
+def _tagged(text: str, tag: str, at: int) -> Calls:
+    """The calls behind every ``tag`` from ``at`` on."""
+    while (at := text.find(tag, at)) >= 0:
+        values, at = _values(text, at + len(tag))
+        yield from _calls(values)
+
+
+def _named(text: str) -> Calls:
     """``name[ARGS]{...}``, also where the special token between was lost."""
-    for name, rest in re.findall(r"([\w-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(\{.*?)(?=\[TOOL_CALLS\]|$)", text, re.S):
+    at = 0
+    while (begun := NAMED.search(text, at)) is not None:
         try:
-            arguments, _ = json.JSONDecoder().raw_decode(rest)
+            arguments, at = json.JSONDecoder().raw_decode(text, begun.end())
         except ValueError:
-            continue
-        yield name, arguments
+            at = begun.end()
+        else:
+            yield begun[1], arguments
