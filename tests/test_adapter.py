@@ -247,6 +247,19 @@ def test_average_refuses_other_shapes(saved: Path, make: Make, tmp_path: Path) -
         adapters.average({str(saved): 1}, tmp_path / "c", blank=1)
 
 
+def test_a_halved_adapter_loads_as_any_other(saved: Path, tmp_path: Path) -> None:
+    adapters.halve(saved, tmp_path / "half")
+    whole, half = load_file(saved / adapters.TENSORS), load_file(tmp_path / "half" / adapters.TENSORS)
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16} and half.keys() == whole.keys()
+    loaded = load(tmp_path / "half").model
+    for name, tensor in loaded.adapter_state().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, whole[name].half().float())
+    assert adapters.read_config(tmp_path / "half") == adapters.read_config(saved)
+    save_file(whole | {next(iter(whole)): next(iter(whole.values())) + 1e5}, saved / adapters.TENSORS)
+    with pytest.raises(AdapterError, match="beyond float16"):
+        adapters.halve(saved, tmp_path / "half")
+
+
 def test_how_it_was_trained_outlives_another_save(saved: Path, tmp_path: Path) -> None:
     load(saved, dtype=torch.float32).model.save_adapter(tmp_path / "again")
     assert adapters.read_config(tmp_path / "again")["trained"] == {"step": 7}

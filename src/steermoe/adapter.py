@@ -136,6 +136,18 @@ def average(shares: dict[str, float], out: str | Path, **settings: Any) -> None:
     _write(Path(out), mixed, {**first, "config": config, "trained": trained})
 
 
+def halve(folder: str | Path, out: str | Path) -> None:
+    """The adapter in ``folder`` rounded to float16, in ``out``: half the file. It is loaded as any other, in float32.
+
+    Raises AdapterError when it cannot be read or written, or holds a number that float16 cannot.
+    """
+    content, tensors = read_config(folder), _tensors(Path(folder) / TENSORS)
+    rounded = {name: tensor.half() for name, tensor in tensors.items()}
+    if large := [name for name, tensor in rounded.items() if not tensor.isfinite().all()]:
+        raise AdapterError(f"{folder}: {large[0]} holds numbers beyond float16's 65,504; keep it as it is")
+    _write(Path(out), rounded, content)
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The parsed adapter_config.json, checked for its format. Raises AdapterError."""
     path = Path(folder) / CONFIG
