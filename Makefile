@@ -44,13 +44,14 @@ report: install
 	$(SCORE) --suite text --out $(RUNS)/text
 	$(SCORE) --data fotaq:test --baseline --heard --out $(RUNS)/fotaq
 	$(SCORE) --data asterisk:test --heard --out $(RUNS)/asterisk
+	$(SCORE) --data synth:unheard --heard --out $(RUNS)/unheard
 	$(SCORE) --suite robustness --data fotaq:valid --out $(RUNS)/robustness
 	$(SCORE) --suite silence --baseline --out $(RUNS)/silence
 	$(SCORE) --data librivox --baseline --heard --out $(RUNS)/librivox
 	$(SCORE) --suite gap --out $(RUNS)/gap
-	$(SCORE) --suite tools --data home --limit 50 --out $(RUNS)/home
-	$(SCORE) --suite tools --data bfcl --limit 50 --out $(RUNS)/bfcl
-	$(BIN)/steermoe report $(addprefix $(RUNS)/,text fotaq asterisk robustness silence librivox gap home bfcl) \
+	$(SCORE) --suite tools --tool-choice required --data home --limit 250 --out $(RUNS)/home
+	$(SCORE) --suite tools --tool-choice required --data bfcl --limit 250 --out $(RUNS)/bfcl
+	$(BIN)/steermoe report $(addprefix $(RUNS)/,text fotaq asterisk unheard robustness silence librivox gap home bfcl) \
 		$(wildcard $(RUNS)/sounds-static $(RUNS)/sounds) --play $(RUNS)/librivox --play $(RUNS)/gap \
 		--title "tiny, and an adapter for sounds, measured" --out docs/report.html
 
