@@ -22,6 +22,7 @@ from .tools import Dialect
 # One space behind commas and colons, as LLMs are used to; free white space would have no end.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LONGEST = 256  # characters of a string with a pattern or format: where it may end, only the pattern knows
+OFF = 1e-9  # of an exclusive bound, or of 1: how near to it a number may come
 WITH_SCHEMAS = ("anyOf", "oneOf", "prefixItems")
 WITH_NAMES = ("properties", "patternProperties", "$defs", "definitions")
 
@@ -71,7 +72,8 @@ class Vocabulary:
 
 
 def _kept(schema: Any, where: str, inside_all: bool = False) -> dict[str, Any]:
-    """A copy in which objects that list their properties are closed, and patterns have a longest length."""
+    """A copy in which objects that list their properties are closed, patterns have a longest length, and numbers keep off
+    exclusive bounds by more than a float can round: 17.00000000000000000001 is 17 to whoever reads it."""
     if isinstance(schema, bool):
         return {} if schema else {"not": {}}  # which is refused by name
     if not isinstance(schema, dict):
@@ -95,6 +97,10 @@ def _kept(schema: Any, where: str, inside_all: bool = False) -> dict[str, Any]:
         kept.setdefault("additionalProperties", False)
     if kept.keys() & {"pattern", "format"} and kept.get("type", "string") == "string":
         kept.setdefault("maxLength", max(LONGEST, kept.get("minLength", 0)))
+    for key, away in (("exclusiveMinimum", OFF), ("exclusiveMaximum", -OFF)):
+        bound = kept.get(key)
+        if isinstance(bound, int | float) and not isinstance(bound, bool) and kept.get("type") != "integer":
+            kept[key] = bound + away * max(1.0, abs(bound))
     if kept.get("minProperties", 0) > len(kept.get("required", ())):
         # A name that is written twice counts once, and a grammar does not know which names were written.
         raise UsageError(
