@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
+from steermoe.errors import UsageError
 from steermoe.inference.ears import Ears
 from steermoe.inference.grammar import Vocabulary, json_grammar
 
@@ -33,3 +34,13 @@ def test_numbers_keep_off_exclusive_bounds(
         return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
 
     assert all(fits(text) for text in right) and not any(fits(text) for text in wrong)
+
+
+@pytest.mark.parametrize("bound", [10**400, -(10**400), 1e308])
+def test_a_bound_that_no_float_holds_is_kept_or_refused_in_one_line(ears: Ears, bound: float) -> None:
+    tokenizer = ears.processor.tokenizer
+    vocabulary = Vocabulary(tokenizer, [tokenizer.eos_token_id], len(tokenizer))
+    try:
+        assert "exclusiveMinimum" in json_grammar(vocabulary, {"type": "number", "exclusiveMinimum": bound})
+    except UsageError as error:
+        assert "cannot be kept to" in str(error)

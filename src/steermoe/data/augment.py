@@ -22,15 +22,19 @@ def band_limit(samples: np.ndarray, hertz: float) -> np.ndarray:
     return np.pad(wide, (0, len(samples) - len(wide))).astype(np.float32)
 
 
+def noise(count: int, rng: np.random.Generator, colour: float) -> np.ndarray:
+    """(``count``,) samples with spectrum 1 / f^colour: 0 is white, 1 pink, 2 brown."""
+    spectrum = np.fft.rfft(rng.standard_normal(count))
+    return np.fft.irfft(spectrum / np.maximum(np.arange(len(spectrum)), 1) ** (colour / 2), count)
+
+
 def add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator, colour: float) -> np.ndarray:
-    """Noise with spectrum 1 / f^colour at ``snr_db`` below the clip's mean power."""
-    spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
-    spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** (colour / 2)
-    noise = np.fft.irfft(spectrum, len(samples))
-    power, noise_power = float(np.mean(samples**2)), float(np.mean(noise**2))
+    """``noise`` at ``snr_db`` below the clip's mean power."""
+    added = noise(len(samples), rng, colour)
+    power, noise_power = float(np.mean(samples**2)), float(np.mean(added**2))
     if power == 0 or noise_power == 0:
         return samples
-    return (samples + noise * np.sqrt(power / noise_power / 10 ** (snr_db / 10))).astype(np.float32)
+    return (samples + added * np.sqrt(power / noise_power / 10 ** (snr_db / 10))).astype(np.float32)
 
 
 def colour(samples: np.ndarray, rng: np.random.Generator, decibels: float) -> np.ndarray:

@@ -14,11 +14,12 @@ import numpy as np
 from ..audio import RATE
 from ..errors import DataError
 from ..packages import build_once, cache_root
+from .augment import noise
 from .manifest import Example, read_manifest, write_manifest
 
 SIZES = {"test": 500, "train": 800}
 RECIPE = "v1"  # a new one when clips change
-COLOURS = {"white noise": 0.0, "pink noise": 1.0, "brown noise": 2.0}  # spectrum 1 / f^colour
+COLOURS = {"white noise": 0.0, "pink noise": 1.0, "brown noise": 2.0}  # augment.noise's
 KINDS = ("silence", *COLOURS, "hum", "tone", "clicks", "melody")
 
 
@@ -46,8 +47,7 @@ def _sound(kind: str, times: np.ndarray, rng: np.random.Generator) -> np.ndarray
     if kind == "silence":
         return np.zeros_like(times)
     if kind in COLOURS:
-        spectrum = np.fft.rfft(rng.standard_normal(len(times)))
-        return np.fft.irfft(spectrum / np.maximum(np.arange(len(spectrum)), 1) ** (COLOURS[kind] / 2), len(times))
+        return noise(len(times), rng, COLOURS[kind])
     if kind == "hum":
         mains, shares = rng.choice([50.0, 60.0]), rng.uniform(0, 1, 8)
         waves = (a * np.sin(2 * np.pi * n * mains * times) for n, a in enumerate(shares, start=1))

@@ -78,13 +78,13 @@ def evaluate_asr(
     in ``transcribe``. Raises DataError for a set with no clip, with two clips of one id, or without a word to score.
     """
     maker = f"{adapter}@{fingerprint[:12]}" if fingerprint else adapter
-    systems = [System(OWN, _as_answer(transcribe), maker)]
+    systems = [System(OWN, as_answer(transcribe), maker)]
     if baseline is not None:
-        systems.append(System("baseline", _as_answer(baseline), getattr(baseline, "name", "baseline")))
+        systems.append(System("baseline", as_answer(baseline), getattr(baseline, "name", "baseline")))
     for name, extra in (columns or {}).items():
         if name in RESERVED:
             raise UsageError(f"the extra column {name!r} has the name of a field of predictions.jsonl; rename it")
-        systems.append(System(name, _as_answer(extra), f"{maker}/{name}"))
+        systems.append(System(name, as_answer(extra), f"{maker}/{name}"))
     normalize = scoring.normalizer(normalizer)
     if examples and not any(normalize(example.text).strip() for example in examples):
         raise DataError(f"{data or 'the set'} has no word of reference text left after the normalizer {normalizer!r}")
@@ -97,7 +97,7 @@ def evaluate_asr(
     return result
 
 
-def _as_answer(transcribe: Transcribe) -> collect.Answer:
+def as_answer(transcribe: Transcribe) -> collect.Answer:
     return lambda rows, samples: transcribe(samples)
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from . import collect, grading, scoring
+from .asr import as_answer
 from .collect import OWN, System
 from .grading import plain
 from .predictions import Row
@@ -23,14 +22,10 @@ if TYPE_CHECKING:
 def run(listener: Listener, options: Options) -> dict[str, Any]:
     """Every clip of ``options.examples`` transcribed; with ``--baseline`` by the encoder's own decoder, too."""
     maker = f"{listener.name}@{listener.fingerprint[:12]}"
-
-    def own(rows: list[Row], samples: list[np.ndarray]) -> list[str]:
-        return listener.transcribe(samples)
-
-    systems = [System(OWN, own, maker)]
+    systems = [System(OWN, as_answer(listener.transcribe), maker)]
     if options.baseline:
         decoder = listener.own_decoder()
-        systems.append(System("baseline", lambda _, samples: decoder(samples), getattr(decoder, "name", "baseline")))
+        systems.append(System("baseline", as_answer(decoder), getattr(decoder, "name", "baseline")))
     rows = collect.collect(options.examples, systems, data=options.data, batch_size=options.batch_size,
                            out=options.out, shard=options.shard)  # fmt: skip
     for row in rows:

@@ -22,6 +22,7 @@ from .tools import Dialect
 # One space behind commas and colons, as LLMs are used to; free white space would have no end.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LONGEST = 256  # characters of a string with a pattern or format: where it may end, only the pattern knows
+HUGE = 1e300  # beyond, no float has room to move
 OFF = 1e-9  # of an exclusive bound, or of 1: how near to it a number may come
 WITH_SCHEMAS = ("anyOf", "oneOf", "prefixItems")
 WITH_NAMES = ("properties", "patternProperties", "$defs", "definitions")
@@ -100,7 +101,8 @@ def _kept(schema: Any, where: str, inside_all: bool = False) -> dict[str, Any]:
     for key, away in (("exclusiveMinimum", OFF), ("exclusiveMaximum", -OFF)):
         bound = kept.get(key)
         if isinstance(bound, int | float) and not isinstance(bound, bool) and kept.get("type") != "integer":
-            kept[key] = bound + away * max(1.0, abs(bound))
+            size = max(1, abs(bound))
+            kept[key] = bound + away * size if size < HUGE else bound
     if kept.get("minProperties", 0) > len(kept.get("required", ())):
         # A name that is written twice counts once, and a grammar does not know which names were written.
         raise UsageError(
