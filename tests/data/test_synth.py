@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from steermoe.data import load_source, synth, voices
 from steermoe.data.fotaq import line_key
-from steermoe.data.texts import number_in_words, simple_texts
+from steermoe.data.texts import as_sentence, number_in_words, numbers_in_digits, simple_texts
 from steermoe.errors import DataError
 
 
@@ -136,6 +136,26 @@ def test_numbers_in_words() -> None:
     assert number_in_words(0) == "zero" and number_in_words(13) == "thirteen" and number_in_words(40) == "forty"
     assert number_in_words(342) == "three hundred forty two"
     assert number_in_words(999_100) == "nine hundred ninety nine thousand one hundred"
+
+
+@given(st.integers(10, 999_999))
+def test_numbers_in_digits_undo_numbers_in_words(n: int) -> None:
+    assert numbers_in_digits(f"For {number_in_words(n)} days.") == f"For {n} days."
+    assert numbers_in_digits(as_sentence(number_in_words(n))) == f"{n}."
+
+
+@pytest.mark.parametrize(
+    ("spoken", "written"),
+    [
+        ("One hundred and five, two hundred thousand five hundred and six.", "105, 200506."),
+        ("Add fifty three-hours to my twenty-minute timer.", "Add 53-hours to my 20-minute timer."),
+        ("Forty or fifty, at ninety five °", "40 or 50, at 95 °"),
+        ("Press one, two or nine: someone's tenth attention.", "Press one, two or nine: someone's tenth attention."),
+        ("The twenty first, the thirty-second, the eightieth, tens.", "The twenty first, the thirty-second, the eightieth, tens."),
+    ],
+)  # fmt: skip
+def test_numbers_in_digits(spoken: str, written: str) -> None:
+    assert numbers_in_digits(spoken) == written
 
 
 def test_simple_texts_need_nothing_and_differ() -> None:

@@ -205,6 +205,14 @@ def test_training_set_counts_what_it_leaves_out(manifest: Path, capsys: Any, tmp
         training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=0.01), out=out))
 
 
+def test_digits_are_what_a_clip_is_to_write(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000, np.float32), 16_000)
+    (tmp_path / "said.jsonl").write_text('{"audio": "a.wav", "text": "Press seventy two.", "duration": 1.0}\n')
+    for digits, text in ((True, "Press 72."), (False, "Press seventy two.")):
+        data = Data(train=[str(tmp_path / "said.jsonl")], digits=digits)
+        assert [clip.text for clip in training_set(Recipe(data=data, out=str(tmp_path / "run"))).clips] == [text]
+
+
 def test_clips_without_words_are_left_out_or_learned_from(recipe: Values, tmp_path: Path) -> None:
     rows = []
     for i in range(4):

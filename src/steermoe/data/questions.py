@@ -16,7 +16,7 @@ from ..audio import RATE, decode
 from ..errors import DataError
 from ..packages import build_once, cache_root
 from .manifest import Example, read_manifest, write_manifest
-from .tts import ENGINES, HELD_OUT, Engine
+from .tts import HELD_OUT, Engine, Kokoro
 
 _DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _COLOURS = ["red", "green", "blue", "yellow", "white", "black", "orange"]
@@ -88,7 +88,7 @@ def load(split: str = "test", root: Path | None = None) -> list[Example]:
         raise DataError(f"questions has no split {split!r}; it has test")
     digest = hashlib.sha256(json.dumps(rows()).encode()).hexdigest()[:12]
     target = cache_root() / "data" / "questions" / digest
-    return read_manifest(build_once(target, lambda scratch: speak(scratch, ENGINES["kokoro"]())) / "manifest.jsonl")
+    return read_manifest(build_once(target, lambda scratch: speak(scratch, Kokoro())) / "manifest.jsonl")
 
 
 def speak(folder: Path, engine: Engine) -> None:

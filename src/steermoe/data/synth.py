@@ -21,15 +21,17 @@ import numpy as np
 
 from ..errors import DataError
 from ..packages import build_once, cache_root
+from .actors import Actors, actor
 from .fotaq import line_key
 from .held_out import test_lines
 from .manifest import Example, read_manifest
 from .talk import short_texts, talk_texts, word_texts
 from .texts import simple_texts, wordnet_texts
-from .tts import ENGINES, HELD_OUT, Engine, Kokoro
+from .tts import HELD_OUT, Engine, Flite, Hibari, Kokoro
 from .vocabulary import vocabulary_texts
 from .voices import natural_voice, voice_texts
 
+ENGINES: dict[str, type[Engine]] = {"hibari": Hibari, "kokoro": Kokoro, "actors": Actors, "flite": Flite}
 SHARD = 200
 RATE = 16_000
 # Natural voices are worth most and cost most: Kokoro takes 50 times as long as the others, so only the first
@@ -38,6 +40,7 @@ KOKORO_UNTIL = 10_000
 MIX = {"hibari": 0.46, "flite": 0.49, "kokoro": 0.05}
 FLITE_VOICES = {"awb": 0.3, "rms": 0.3, "slt": 0.3, "kal16": 0.1}
 WITH_VOICES = 4_000  # texts of ``voices``, its first 80 shards, that ``vocabulary`` goes with
+LAST_TWICE = 5_350  # texts of ``vocabulary``; behind them all words that it begins to say after its first 63 shards come twice more
 TEXTS: dict[str, Callable[[], list[str]]] = {
     "wordnet-v1": wordnet_texts,
     "simple-v1": simple_texts,
@@ -46,9 +49,10 @@ TEXTS: dict[str, Callable[[], list[str]]] = {
     "voices-v1": lambda: voice_texts(_valid_texts()),
     "vocabulary-v1": lambda: _vocabulary_texts(),
     "short-v1": lambda: [text for text in short_texts() if line_key(text) not in test_lines()],
+    "actors-v1": lambda: _acted_texts(),
     "unheard-v1": lambda: _valid_texts()[:200],
 }
-RECIPE, SIMPLE, TALK, WORDS, VOICES, VOCABULARY, SHORT, UNHEARD = TEXTS
+RECIPE, SIMPLE, TALK, WORDS, VOICES, VOCABULARY, SHORT, ACTORS, UNHEARD = TEXTS
 NATURAL = (VOICES, VOCABULARY, SHORT)  # every utterance by another mean of Kokoro's voices
 NAMES = {
     "train": RECIPE,
@@ -59,6 +63,7 @@ NAMES = {
     "voices": VOICES,
     "vocabulary": VOCABULARY,
     "short": SHORT,
+    "actors": ACTORS,
     "unheard": UNHEARD,
 }
 DEFAULT_SHARDS = 40
@@ -66,7 +71,7 @@ VALID_EVERY = 20  # of 20 shards in a row, the last is for validation
 
 
 def shard_size(recipe: str) -> int:
-    return SHARD // 4 if recipe in (*NATURAL, UNHEARD) else SHARD
+    return SHARD // 4 if recipe in (*NATURAL, ACTORS, UNHEARD) else SHARD
 
 
 def _is_valid(shard: int) -> bool:
@@ -81,6 +86,12 @@ def _vocabulary_texts() -> list[str]:
     return vocabulary_texts(_texts(VOICES)[:WITH_VOICES], set(test_lines()) | set(map(line_key, _valid_texts())))
 
 
+def _acted_texts() -> list[str]:
+    """What ``voices`` says next, to begin with; then what is left of ``vocabulary``; then more of ``voices``."""
+    voices = _texts(VOICES)[WITH_VOICES:]
+    return voices[:1_000] + _texts(VOCABULARY)[LAST_TWICE:] + voices[1_000:]
+
+
 def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     """Engine, voice, pace and vocal-tract factor of utterance ``index``.
 
@@ -90,6 +101,8 @@ def plan(index: int, recipe: str = RECIPE) -> dict[str, str | float]:
     rng = random.Random(f"{recipe}/{index}")
     if recipe in NATURAL:
         return natural_voice(rng)
+    if recipe == ACTORS:
+        return actor(index, rng)
     if recipe == UNHEARD:
         return {"engine": "kokoro", "voice": HELD_OUT[index % len(HELD_OUT)], "pace": 1.0, "tract": 1.0}
     engine = rng.choices(list(MIX), list(MIX.values()))[0]
@@ -185,7 +198,8 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
     utterance by another natural voice (voices.py); a core makes about three hours of it in an hour. ``vocabulary`` says, in
     such voices, the common words of an LLM's vocabulary that the first 80 shards of ``voices`` hardly say (vocabulary.py), ``short`` one or two
-    words at a time. ``unheard`` is a test: 200 texts of ``valid`` by Kokoro's four voices that no training hears.
+    words at a time. ``actors`` says what the next shards of ``voices`` say, by people with accents, manners and timbres of their
+    own (actors.py). ``unheard`` is a test: 200 texts of ``valid`` by Kokoro's four voices that no training hears.
     """
     name, _, asked = split.partition("/")
     recipe = NAMES.get(name, RECIPE)

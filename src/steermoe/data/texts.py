@@ -52,6 +52,37 @@ def number_in_words(n: int) -> str:
     return f"{number_in_words(n // 1000)} thousand" + (f" {number_in_words(n % 1000)}" if n % 1000 else "")
 
 
+def _in_digits() -> re.Pattern[str]:
+    digit, teen, tens = "|".join(ONES[1:10]), "|".join(ONES[10:]), "|".join(TENS)
+    # "twenty first", and "thirty second", which may be one, too
+    tenth = rf"(?:{tens})(?![ -](?:first|second|third|four?th|fifth|sixth|seventh|eighth|ninth)\b)"
+    two = rf"(?:(?:{tens})[ -](?:{digit})|{tenth}|{teen}|{digit})"
+    three = rf"(?:(?:{digit})[ -]hundred(?:[ -](?:and[ -])?{two})?|{two})"
+    return re.compile(rf"\b(?:{three}[ -]thousand(?:[ -](?:and[ -])?{three})?|{three})\b(?!['’]?[a-z])", re.IGNORECASE)
+
+
+IN_DIGITS = _in_digits()
+
+
+def numbers_in_digits(text: str) -> str:
+    """Numbers from ten on as most people write them, and Whisper: "set it to seventy two" -> "set it to 72"."""
+
+    def written(found: re.Match[str]) -> str:
+        total = part = 0
+        for word in re.findall(r"[a-z]+", found[0].lower()):
+            if word == "thousand":
+                total, part = 1000 * part, 0
+            elif word == "hundred":
+                part *= 100
+            elif word in ONES:
+                part += ONES.index(word)
+            elif word in TENS:
+                part += 10 * TENS.index(word) + 20
+        return str(total + part) if total + part > 9 else found[0]
+
+    return IN_DIGITS.sub(written, text)
+
+
 def glosses() -> Iterator[tuple[list[str], str]]:
     folder = unpacked(WORDNET) / "usr" / "share" / "wordnet"
     for part in ("noun", "verb", "adj", "adv"):

@@ -135,9 +135,12 @@ class Kokoro:
         parts = [np.fromfile(folder / f"{name}.bin", np.float32).reshape(-1, 256) for name in voice.split("+")]
         return np.mean(parts, axis=0)
 
+    def phonemes(self, text: str, voice: str) -> str:
+        """In Kokoro's alphabet, as a Briton says them if ``voice`` begins with b."""
+        return " ".join(self._phonemizers[voice.startswith("b")].phonemize(text))
+
     def speak(self, text: str, voice: str, speed: float = 1.0) -> tuple[np.ndarray, int]:
-        phonemes = " ".join(self._phonemizers[voice.startswith("b")].phonemize(text))
-        ids = [self._vocab[c] for c in phonemes if c in self._vocab][:500]
+        ids = [self._vocab[c] for c in self.phonemes(text, voice) if c in self._vocab][:500]
         names = [i.name for i in self._model.get_inputs()]
         values = (
             np.array([[0, *ids, 0]], np.int64),
@@ -165,6 +168,3 @@ class Flite:
             why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
             raise DataError(f"flite cannot speak: {why} (libasound missing? apt-get install libasound2)")
         return soundfile.read(io.BytesIO(done.stdout), dtype="float32")
-
-
-ENGINES: dict[str, type[Engine]] = {"hibari": Hibari, "kokoro": Kokoro, "flite": Flite}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress, count
 from pathlib import Path
 
 from ..data import Example, load_source
 from ..data.batching import by_duration, check_share, measured
+from ..data.texts import numbers_in_digits
 from ..errors import DataError
 from .distill import Offer
 from .metrics import Skipped, say
@@ -79,6 +80,8 @@ def training_set(
     found = (
         [load_source(s.source, Path(s.root) if s.root else None) for s in sources] if examples is None else [examples]
     )
+    if recipe.data.digits:
+        found = [[replace(clip, text=numbers_in_digits(clip.text)) for clip in clips] for clips in found]
     part = [number for number, clips in enumerate(found) for _ in clips]
     clips, unreadable = measured([clip for clips in found for clip in clips])
     check_share(len(unreadable), len(clips), recipe.data.max_skipped, unreadable[-1][1] if unreadable else "")

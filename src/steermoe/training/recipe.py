@@ -138,6 +138,8 @@ class Data:
     """Longer clips are left out, and counted; so are those that are longer than the encoder's window."""
     max_skipped: float = 0.01
     """Clips that cannot be read are skipped and listed in `out`/skipped.jsonl; more than this share of them end the run."""
+    digits: bool = False
+    """English numbers from ten on are written in digits, whatever their clips' texts do: "seventy two" is learned as "72"."""
     augment: bool = False
     """Speed, microphone, room, band limits, noise and gain, drawn per clip and step."""
     mask: bool = False
