@@ -1,16 +1,24 @@
-"""Small acoustic changes for training: speed, microphone, room, band limit, noise, gain; and masks over the spectrogram.
+"""Small acoustic changes for training: speed, microphone, room, band limit, noise, gain; codecs; and masks over the spectrogram.
 
 Drawn from the given generator only.
 """
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
 import numpy as np
 
 RATE = 16_000
+# Those of soundfile at their lowest rates: format, subtype, sampling rates, and how strongly they compress, where that is a choice.
+CODECS: tuple[tuple[str, str, tuple[int, ...], tuple[float, float] | None], ...] = (
+    ("MP3", "MPEG_LAYER_III", (8_000, 11_025, 12_000, 16_000, 22_050), (0.8, 0.95)),  # 17 to 41 kbit/s
+    ("OGG", "OPUS", (8_000, 12_000, 16_000), (0.9, 0.98)),  # 12 to 32 kbit/s
+    ("OGG", "VORBIS", (8_000, 11_025, 16_000), (0.9, 1.0)),  # 18 to 30 kbit/s
+    ("WAV", "GSM610", (8_000,), None),  # 13 kbit/s
+)
 
 
 def band_limit(samples: np.ndarray, hertz: float) -> np.ndarray:
@@ -62,6 +70,25 @@ def speed(samples: np.ndarray, factor: float) -> np.ndarray:
     import soxr
 
     return np.asarray(soxr.resample(samples, RATE * factor, RATE, quality="MQ"), np.float32)
+
+
+def codec(samples: np.ndarray, rng: random.Random) -> np.ndarray:
+    """What a lossy codec at a low rate leaves of a clip: half of the times MP3. Some shift the clip by a tenth of a second."""
+    import soundfile
+    import soxr
+
+    if len(samples) < RATE // 10:
+        return samples
+    kind, subtype, rates, strength = rng.choices(CODECS, (3, 1, 1, 1))[0]
+    rate, how = rng.choice(rates), {} if strength is None else {"compression_level": rng.uniform(*strength)}
+    if kind == "MP3":
+        how["bitrate_mode"] = "CONSTANT"  # type: ignore[assignment]
+    written = io.BytesIO()
+    soundfile.write(written, soxr.resample(samples, RATE, rate), rate, format=kind, subtype=subtype, **how)
+    written.seek(0)
+    return np.asarray(soxr.resample(*soundfile.read(written, dtype="float32"), RATE), np.float32)[
+        : len(samples) + RATE // 4
+    ]
 
 
 def augment(samples: np.ndarray, rng: random.Random, most_seconds: float = 30.0) -> np.ndarray:

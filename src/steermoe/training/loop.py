@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 
+from ..audio import RATE
 from ..data import Example
-from ..data.augment import augment
+from ..data.augment import augment, codec
 from ..data.batching import Batch, load_batches
 from ..encoders.attach import checkpointed
 from ..errors import SteerMoEError, UsageError
@@ -156,7 +157,10 @@ class Trainer:
             restore(checkpoint, model, optimizer)
         objectives, optimizer = Objectives(model, stage), accelerator.prepare(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        kept, note = self.out / "kept" / f"rank-{self.rank}", f"{recipe.seed}/{recipe.data.augment}"
+        kept, note = (
+            self.out / "kept" / f"rank-{self.rank}",
+            f"{recipe.seed}/{recipe.data.augment}/{recipe.data.codec:g}",
+        )
         entered = Entered(model, self.processor, stage.keep_frames, kept, note, recipe.data.mask)
         responses = self.out / f"responses-{number}-rank-{self.rank}.jsonl"
         teacher = Teacher(model, self.processor, stage.response_tokens, responses, recipe.shard_llm)
@@ -171,11 +175,14 @@ class Trainer:
             if deaf or example in entered:
                 return None
             clip = example.load()
-            if not recipe.data.augment:
-                return clip
             place = "" if stage.keep_frames else when(batch)  # what is kept must not depend on when it came
+            rng = random.Random(f"{recipe.seed}/{example.id}/{place}")
             longest = min(recipe.data.max_clip_seconds, model.frames.window)
-            return augment(clip, random.Random(f"{recipe.seed}/{example.id}/{place}"), longest)
+            if recipe.data.augment:
+                clip = augment(clip, rng, longest)
+            if rng.random() < recipe.data.codec:
+                clip = codec(clip, rng)[: int(longest * RATE)]
+            return clip
 
         order = batch_order(clips, stage, recipe, done_before, self.rank, self.world)
         wanted = islice(order, (stage.steps - within) * stage.accumulate)

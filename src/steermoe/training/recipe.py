@@ -142,6 +142,8 @@ class Data:
     """English numbers from ten on are written in digits, whatever their clips' texts do: "seventy two" is learned as "72"."""
     augment: bool = False
     """Speed, microphone, room, band limits, noise and gain, drawn per clip and step."""
+    codec: float = 0.0
+    """The share of clips that pass a lossy codec (MP3, Opus, Vorbis, GSM) at a low rate, drawn per clip and step."""
     mask: bool = False
     """Masks over stretches of time and frequency of the spectrogram, drawn per clip and step."""
 
@@ -153,6 +155,8 @@ class Data:
         for name, least in (("valid_clips", 1), ("min_words", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if not 0 <= self.codec <= 1:
+            raise UsageError(f"codec={self.codec:g}: a share of the clips, from 0 to 1")
         if not 0 <= self.max_skipped < 1:
             raise UsageError(f"max_skipped={self.max_skipped:g}: a share, at least 0 and below 1")
         if not self.train:
