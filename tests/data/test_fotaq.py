@@ -174,6 +174,8 @@ def test_the_real_asterisk() -> None:
     examples = load_source("asterisk:test")
     assert 540 <= len(examples) <= 560 and 24 < sum(e.duration or 0 for e in examples) / 60 < 26
     assert abs(examples[3].load()).max() > 0.1
+    texts = {example.id: example.text for example in examples}
+    assert texts["dictate/both_help"] == "press star to toggle pause, press pound to enter a new dictation filename"
 
 
 @pytest.mark.slow

@@ -41,6 +41,8 @@ def test_an_alignment_spells_both_texts_and_has_the_counted_errors(said: str, he
 
 def test_normalizers() -> None:
     assert scoring.normalizer("english")("Mr. Smith's colour, twenty-one!") == "mister smith is color 21"
+    assert scoring.normalizer("english")("So... now...it is 3.5, wait…").split() == "so now it is 3.5 wait".split()
+    assert scoring.score(["To leave..."], ["to leave"]).words.tolist() == [[2, 0, 0, 0]]
     assert scoring.normalizer("basic")("Grüß  Gott, Welt!").strip() == "grüß gott welt"
     assert scoring.normalizer("none")(" A\n  b! ") == "A b!"
     with pytest.raises(UsageError, match=r"'klingon'.*english, basic, chinese, none"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ def load(split: str = "test", root: Path | None = None) -> list[Example]:
     """The examples of ``test``, the only split; ``root`` is not used. Fetches the packages on first use."""
     if split not in ("", "test"):
         raise DataError(f"asterisk has no split {split!r}; it has test")
-    return read_manifest(build_once(cache_root() / "data" / "asterisk" / SOUNDS.version, _build) / "manifest.jsonl")
+    prompts = read_manifest(build_once(cache_root() / "data" / "asterisk" / SOUNDS.version, _build) / "manifest.jsonl")
+    # as she says them
+    return [replace(e, text=e.text.replace("#", "pound").replace("*", "star")) for e in prompts]
 
 
 def _build(scratch: Path) -> None:

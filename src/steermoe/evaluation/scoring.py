@@ -32,6 +32,8 @@ _BLOCK = 1 << 22  # indices drawn at once, so that memory stays at some 100 MB w
 def normalizer(name: str) -> Callable[[str], str]:
     """``english`` and ``basic`` are Whisper's own; ``none`` only evens out white space.
 
+    Whisper's leaves of "..." a "." as a word of its own, which nobody says; in ``english`` it is none here.
+
     ``chinese``: full-width forms become plain ones, case and punctuation go, every Han character is a word of its own.
     Simplified and traditional characters, and 三 and 3, stay different: a recogniser that is told one script writes it.
     """
@@ -39,7 +41,7 @@ def normalizer(name: str) -> Callable[[str], str]:
         from whisper_normalizer.english import EnglishTextNormalizer
 
         english: Callable[[str], str] = EnglishTextNormalizer()
-        return english
+        return lambda text: english(re.sub(r"\.{2,}|…", " ", text))
     if name == "basic":
         from whisper_normalizer.basic import BasicTextNormalizer
 
