@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from steermoe import load
 from steermoe.errors import UsageError
 from steermoe.inference.ears import Ears
-from steermoe.lexical import LexicalProjector
-from steermoe.spelling import LETTERS, Spelling, spellings
+from steermoe.lexical import PAUSE, LexicalProjector, Likeliest
+from steermoe.spelling import LETTERS, Spelling, behind_others, spellings
 
 WORDS = [" " + "".join(letters) for letters in itertools.product("abcd", "efgh", "ijkl")]  # 64 of three letters
 WIDTH = 24
@@ -48,6 +48,26 @@ class Pieces:
 def test_a_space_in_front_is_kept(tokenizer: Pieces) -> None:
     assert spellings(tokenizer, 6) == [" the", "the", "\ufffd", "好", "", ""]
     assert spellings(tokenizer, 2) == [" the", "the"]
+
+
+def test_what_begins_a_text_has_a_space_behind_others() -> None:
+    written = ["If", " If", "if", " if", "I", " I", "BX", " BX", "Ann", ".", " .", "", "Ä", "Äh", " Äh"]
+    told = [written[int(i)] for i in behind_others(written)]
+    assert told == [" If", " If", "if", " if", "I", " I", "BX", " BX", "Ann", ".", " .", "", "Ä", " Äh", " Äh"]
+
+
+def test_sentences_behind_the_first_word_begin_with_a_space() -> None:
+    projector = LexicalProjector(4, torch.randn(5, 8), behind=torch.tensor([1, 1, 2, 3, 4]))
+    ids = torch.tensor([[2, 0], [0, 3], [0, 3], [0, 3], [0, 2], [3, 0], [0, 1]])
+    blank = torch.tensor([0.0, -9, -9, 0, 0, 0, -9])
+    clip = Likeliest(torch.full((7, 2), -1.0), ids, blank)
+    heard = projector._going_on(clip)
+    assert torch.equal(
+        heard.ids[: 3 + PAUSE], ids[: 3 + PAUSE]
+    )  # the first word: frames 1 and 2, and what may be left of it
+    assert heard.ids[6].tolist() == [1, 1] and heard.segments() == [(1, 3, 0), (6, 7, 1)]
+    silent = Likeliest(torch.full((7, 2), -9.0), ids, torch.zeros(7))
+    assert torch.equal(projector._going_on(silent).ids, ids)
 
 
 def test_letters_of_any_script_and_length() -> None:

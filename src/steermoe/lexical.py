@@ -21,6 +21,7 @@ from .projector import Projected, pool
 from .spelling import Spelling
 
 LIKELIEST = 12  # tokens of a frame that are told apart when reading out
+PAUSE = 3  # frames behind the first word that may still be that word's
 FRAMES = 128  # whose scores of all tokens are held at once when reading out: 25 MB with 49,152 tokens
 
 
@@ -70,8 +71,10 @@ class LexicalProjector(nn.Module):
     ``blank_penalty`` is taken from the blank's score when reading out (never in the loss): on speech unlike the
     training set a model says blank too often, and a dropped word is one the LLM cannot restore.
     ``context``: pooled frames on each side that a convolution of ``hidden`` channels also sees; 0 for none.
-    ``spelling``: tokens are compared by their letters, too (spelling.py).
+    ``spelling``: tokens are compared by their letters, too (spelling.py). ``behind`` (V,): how a token is read behind others.
     """
+
+    behind: Tensor | None
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class LexicalProjector(nn.Module):
         context: int = 0,
         hidden: int = 512,
         spelling: Spelling | None = None,
+        behind: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.kernel, self.temperature, self.blank_penalty = kernel, temperature, blank_penalty
@@ -95,6 +99,7 @@ class LexicalProjector(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
         self.blank_bias = nn.Parameter(torch.zeros(()))
         self.spelling = spelling
+        self.register_buffer("behind", behind, persistent=False)
         self._table = [table]  # in a list: seen, but neither a parameter nor a buffer
         self._unit: dict[torch.dtype, Tensor] = {}
         self._learned: tuple[int, ...] = ()  # versions of what the unit rows were made with
@@ -174,11 +179,21 @@ class LexicalProjector(nn.Module):
         thinned = [self._thinned(part) for part in x[inside].split(FRAMES)]
         columns = ([getattr(part, name) for part in thinned] for name in ("chances", "ids", "blank"))
         read = [Likeliest(*clip) for clip in zip(*(torch.cat(c).split(counts) for c in columns), strict=True)]
+        read = [self._going_on(clip) for clip in read]
         found = [clip.segments() for clip in read]
         embeddings = [self._embed(x[i, :n], found[i]) for i, n in enumerate(counts)]
         said = torch.tensor([len(e) for e in embeddings], device=h.device)
         tokens = [[token for _, _, token in segments] for segments in found]
         return Projected(pad_sequence(embeddings, batch_first=True), said, tokens, read)
+
+    def _going_on(self, clip: Likeliest) -> Likeliest:
+        """Behind the first word, sentences begin with a space: "now" and "If" are "now If"."""
+        first = next(iter(clip.segments()), None)
+        if self.behind is None or first is None:
+            return clip
+        start = first[1] + PAUSE
+        ids = torch.cat([clip.ids[:start], self.behind[clip.ids[start:]]])
+        return Likeliest(clip.chances, ids, clip.blank)
 
     def _thinned(self, x: Tensor) -> Likeliest:
         """Unit vectors (T', D_llm) -> what these frames may say. Where the LLM's embeddings are in bfloat16 they choose the

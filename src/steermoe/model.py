@@ -27,7 +27,7 @@ from .encoders.attach import attach
 from .errors import UsageError
 from .lexical import LexicalProjector
 from .projector import LinearProjector, MLPProjector, Projected
-from .spelling import Spelling, spellings
+from .spelling import Spelling, behind_others, spellings
 from .splice import IGNORED, beginning, full_attention, read, splice
 
 TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
@@ -93,12 +93,11 @@ class SteerMoEForConditionalGeneration(nn.Module):
         self.projector: LexicalProjector | LinearProjector | MLPProjector
         if config.projector == "lexical":
             lexicon = table if scale == 1.0 else table.detach() * scale
-            letters = (
-                Spelling(spellings(tokenizer, len(table)), llm_width).to(table.device) if config.spelling else None
-            )
+            written = [] if tokenizer is None else spellings(tokenizer, len(table))
+            letters = Spelling(written, llm_width).to(table.device) if config.spelling else None
             self.projector = LexicalProjector(
                 frames.out_width, lexicon, kernel, config.temperature, config.blank_penalty,
-                config.context, config.hidden, letters,
+                config.context, config.hidden, letters, behind_others(written).to(table.device) if written else None,
             )  # fmt: skip
         elif config.projector == "mlp":
             self.projector = MLPProjector(frames.out_width, llm_width, kernel)

@@ -28,6 +28,18 @@ def spellings(tokenizer: Any, size: int) -> list[str]:
     return [*written, *[""] * (size - len(written))]
 
 
+def behind_others(written: Sequence[str]) -> Tensor:
+    """(V,): of each token the one that writes the same behind another word: of ``If`` that of `` If``, else itself.
+
+    A text's first word has no space in front. CTC learns so how sentences begin, wherever they do.
+    """
+    numbers = {text: number for number, text in enumerate(written)}
+    begins = [len(text) > 1 and text.istitle() and text.isalpha() for text in written]
+    return torch.tensor(
+        [numbers.get(" " + t, i) if begin else i for i, (t, begin) in enumerate(zip(written, begins, strict=True))]
+    )
+
+
 class Spelling(nn.Module):
     """Tokens (C,) and the directions (C, ``out``) of their embeddings -> the directions that sound like them."""
 
