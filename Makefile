@@ -43,7 +43,7 @@ SCORE  = $(BIN)/steermoe evaluate
 report: install
 	$(SCORE) --suite text --out $(RUNS)/text
 	$(SCORE) --data fotaq:test --baseline --heard --out $(RUNS)/fotaq
-	$(SCORE) --data asterisk:test --heard --out $(RUNS)/asterisk
+	$(SCORE) --data asterisk:test --baseline --heard --out $(RUNS)/asterisk
 	$(SCORE) --data synth:unheard --heard --out $(RUNS)/unheard
 	$(SCORE) --suite robustness --data fotaq:valid --out $(RUNS)/robustness
 	$(SCORE) --suite silence --baseline --out $(RUNS)/silence
