@@ -66,7 +66,7 @@ class SteerMoEForConditionalGeneration(nn.Module):
     """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors`` (and ``lora``); all else is frozen.
 
     ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM. ``tokenizer``, the LLM's, is read by its name
-    if ``spelling`` needs it.
+    if ``spelling`` needs it; a lexical projector that has none reads a sentence behind another without its space.
     """
 
     ADAPTER = ("steering.", "projector.", "prompt_vectors", "lora.")

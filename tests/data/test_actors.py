@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe.data.actors import ACCENTS, FARTHEST, VOICELESS, Actors, accented, drawled
-from steermoe.data.tts import HELD_OUT, Kokoro
+from steermoe.data.tts import HEARD, HELD_OUT, Kokoro
 
 SAID = "wˌɪð hɜː ɹˈQlɪŋ pˈɛn, ðə fˈɑðəɹ bˈit dˈɔɡz!"
 
@@ -31,7 +31,7 @@ def test_an_actor_is_a_pure_function_of_its_number(styles: dict[str, np.ndarray]
 
 def test_timbre_and_manner_are_as_far_from_the_middle_as_voices_or_farther(styles: dict[str, np.ndarray]) -> None:
     actors = Actors()
-    heard = np.stack([styles[name] for name in actors.heard])
+    heard = np.stack([styles[name] for name in HEARD])
     middle = heard.mean(axis=0)
     for half in (slice(0, 128), slice(128, 256)):
         usual = np.linalg.norm((heard - middle)[..., half], axis=-1).mean(axis=0)

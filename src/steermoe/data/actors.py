@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .tts import HELD_OUT, Kokoro
+from .tts import HEARD, Kokoro
 
 # What speakers of other languages and dialects say for an English sound; in Kokoro's alphabet, where A, I, O and Q are diphthongs.
 ACCENTS = {
@@ -43,12 +43,10 @@ def drawled(phonemes: str, rng: random.Random) -> str:
 class Actors(Kokoro):
     """Kokoro, whose voices here are numbers: ``speak(text, "4711")`` is that actor's way to say it."""
 
-    heard = tuple(voice for voice in (*Kokoro.voices, *Kokoro.others) if voice not in HELD_OUT)
-
     @cached_property
     def _middle(self) -> tuple[np.ndarray, np.ndarray]:
         """The mean style (510, 256) of the voices heard in training, and how each differs from it (N, 510, 256)."""
-        styles = np.stack([super(Actors, self).style(voice) for voice in self.heard])
+        styles = np.stack([super(Actors, self).style(voice) for voice in HEARD])
         return styles.mean(axis=0), styles - styles.mean(axis=0)
 
     def style(self, voice: str) -> np.ndarray:

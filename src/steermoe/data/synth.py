@@ -198,7 +198,7 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
     utterance by another natural voice (voices.py); a core makes about three hours of it in an hour. ``vocabulary`` says, in
     such voices, the common words of an LLM's vocabulary that the first 80 shards of ``voices`` hardly say (vocabulary.py), ``short`` one or two
-    words at a time. ``actors`` says what the next shards of ``voices`` say, by people with accents, manners and timbres of their
+    words at a time. ``actors`` says what the next shards of ``voices`` and the last of ``vocabulary`` say, by people with accents, manners and timbres of their
     own (actors.py). ``unheard`` is a test: 200 texts of ``valid`` by Kokoro's four voices that no training hears.
     """
     name, _, asked = split.partition("/")

@@ -151,6 +151,9 @@ class Kokoro:
         return np.asarray(audio, np.float32).reshape(-1), 24_000
 
 
+HEARD = tuple(voice for voice in (*Kokoro.voices, *Kokoro.others) if voice not in HELD_OUT)  # in training
+
+
 class Flite:
     """CMU Flite: four small voices (a Scot, two Americans, a robot), hundreds of times faster than speech."""
 

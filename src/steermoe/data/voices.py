@@ -19,7 +19,7 @@ from .held_out import test_lines
 from .home import sentences
 from .talk import talk_texts
 from .texts import glosses, quoted, wordnet_texts
-from .tts import HELD_OUT, Kokoro
+from .tts import HEARD
 
 # Of the utterances: dictionary examples, definitions and lists; everyday talk; commands for a house.
 KINDS = {"wordnet": 0.6, "talk": 0.35, "home": 0.05}
@@ -28,8 +28,7 @@ AS_DRAWN = 2850  # texts, the first 57 shards, that were not ordered
 
 def natural_voice(rng: random.Random) -> dict[str, str | float]:
     """How an utterance is spoken (synth.plan): by the mean of two or three of Kokoro's voices, drawn with replacement."""
-    heard = [voice for voice in (*Kokoro.voices, *Kokoro.others) if voice not in HELD_OUT]
-    voice = "+".join(rng.choices(heard, k=rng.choice([2, 3, 3])))
+    voice = "+".join(rng.choices(HEARD, k=rng.choice([2, 3, 3])))
     return {
         "engine": "kokoro",
         "voice": voice,

@@ -157,10 +157,8 @@ class Trainer:
             restore(checkpoint, model, optimizer)
         objectives, optimizer = Objectives(model, stage), accelerator.prepare(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        kept, note = (
-            self.out / "kept" / f"rank-{self.rank}",
-            f"{recipe.seed}/{recipe.data.augment}/{recipe.data.codec:g}",
-        )
+        kept = self.out / "kept" / f"rank-{self.rank}"
+        note = f"{recipe.seed}/{recipe.data.augment}/{recipe.data.codec:g}"
         entered = Entered(model, self.processor, stage.keep_frames, kept, note, recipe.data.mask)
         responses = self.out / f"responses-{number}-rank-{self.rank}.jsonl"
         teacher = Teacher(model, self.processor, stage.response_tokens, responses, recipe.shard_llm)

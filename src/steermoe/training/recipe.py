@@ -62,8 +62,8 @@ class Stage:
     """The longest response that the LLM writes to a transcript for `distill`."""
     keep_frames: bool = False
     """Keep what enters the first layer that learns, in memory and, until the run ends, in `out`/kept (51 kB a second
-    for Whisper-base, 3.7 GB for 20 hours): a clip passes the layers below once. With data.augment each clip is then
-    augmented once, too."""
+    for Whisper-base, 3.7 GB for 20 hours): a clip passes the layers below once. With data.augment or data.codec each clip is then
+    changed once, too."""
 
     def __post_init__(self) -> None:
         for name in self.objectives:
