@@ -28,7 +28,7 @@ from .manifest import Example, read_manifest
 from .talk import short_texts, talk_texts, word_texts
 from .texts import simple_texts, wordnet_texts
 from .tts import HELD_OUT, Engine, Flite, Hibari, Kokoro
-from .vocabulary import vocabulary_texts
+from .vocabulary import rarer_texts, vocabulary_texts
 from .voices import natural_voice, voice_texts
 
 ENGINES: dict[str, type[Engine]] = {"hibari": Hibari, "kokoro": Kokoro, "actors": Actors, "flite": Flite}
@@ -50,10 +50,11 @@ TEXTS: dict[str, Callable[[], list[str]]] = {
     "vocabulary-v1": lambda: _vocabulary_texts(),
     "short-v1": lambda: [text for text in short_texts() if line_key(text) not in test_lines()],
     "actors-v1": lambda: _acted_texts(),
+    "rarer-v1": lambda: _rarer_texts(),
     "unheard-v1": lambda: _valid_texts()[:200],
 }
-RECIPE, SIMPLE, TALK, WORDS, VOICES, VOCABULARY, SHORT, ACTORS, UNHEARD = TEXTS
-NATURAL = (VOICES, VOCABULARY, SHORT)  # every utterance by another mean of Kokoro's voices
+RECIPE, SIMPLE, TALK, WORDS, VOICES, VOCABULARY, SHORT, ACTORS, RARER, UNHEARD = TEXTS
+NATURAL = (VOICES, VOCABULARY, SHORT, RARER)  # every utterance by another mean of Kokoro's voices
 NAMES = {
     "train": RECIPE,
     "valid": RECIPE,
@@ -64,6 +65,7 @@ NAMES = {
     "vocabulary": VOCABULARY,
     "short": SHORT,
     "actors": ACTORS,
+    "rarer": RARER,
     "unheard": UNHEARD,
 }
 DEFAULT_SHARDS = 40
@@ -82,8 +84,19 @@ def _valid_texts() -> list[str]:
     return [text for i, text in enumerate(wordnet_texts()) if _is_valid(i // SHARD)]
 
 
+def _taken() -> set[str]:
+    return set(test_lines()) | set(map(line_key, _valid_texts()))
+
+
 def _vocabulary_texts() -> list[str]:
-    return vocabulary_texts(_texts(VOICES)[:WITH_VOICES], set(test_lines()) | set(map(line_key, _valid_texts())))
+    return vocabulary_texts(_texts(VOICES)[:WITH_VOICES], _taken())
+
+
+def _rarer_texts() -> list[str]:
+    """Of words that are not said by what ``voices``, ``vocabulary`` and ``actors`` say together once all words of ``vocabulary`` have been said twice."""
+    return rarer_texts(
+        _texts(VOICES)[:WITH_VOICES] + _texts(VOCABULARY)[:LAST_TWICE] + _texts(ACTORS)[:1_000], _taken()
+    )
 
 
 def _acted_texts() -> list[str]:
@@ -198,7 +211,7 @@ def load(split: str = "train", root: Path | None = None) -> list[Example]:
     ``words`` is lists of less common ones (talk.py). ``voices`` is all of these and commands for a house, every
     utterance by another natural voice (voices.py); a core makes about three hours of it in an hour. ``vocabulary`` says, in
     such voices, the common words of an LLM's vocabulary that the first 80 shards of ``voices`` hardly say (vocabulary.py), ``short`` one or two
-    words at a time. ``actors`` says what the next shards of ``voices`` and the last of ``vocabulary`` say, by people with accents, manners and timbres of their
+    words at a time, ``rarer`` common words of English that none of these say. ``actors`` says what the next shards of ``voices`` and the last of ``vocabulary`` say, by people with accents, manners and timbres of their
     own (actors.py). ``unheard`` is a test: 200 texts of ``valid`` by Kokoro's four voices that no training hears.
     """
     name, _, asked = split.partition("/")
