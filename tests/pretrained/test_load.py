@@ -1,5 +1,6 @@
 """The loaders on tiny random models of several families; test_models.py has the real ones."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -303,14 +304,24 @@ GROWTH = """
 import steermoe.pretrained.load, torch
 torch.set_num_threads(1)
 weight, held = torch.randn(96, 64).bfloat16(), []
-for length in range(20, 1820, 3):
+for length in range(20, 2720, 3):
     torch.nn.functional.linear(torch.randn(length, 64).bfloat16(), weight)
     held.append(int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6)
-print(held[-1] - held[199])
+print(held[-1] - held[699])
 """
+
+
+def _grown(**environment: str) -> float:
+    """Megabytes over the last 200 of 900 lengths: by then the cache is full."""
+    command, told = [sys.executable, "-c", GROWTH], os.environ | environment
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, env=told).stdout)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells its memory another way")
 def test_products_of_ever_new_lengths_do_not_fill_memory() -> None:
-    grown = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
-    assert float(grown) < 80, f"{grown} MB over 400 lengths"  # 285 MB where all that was compiled is kept
+    variables = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
+    # All that was compiled is kept; how much that is depends on the CPU.
+    everything = _grown(**dict.fromkeys(variables, "10000"))
+    if everything < 50:
+        pytest.skip(f"this CPU keeps {everything:.0f} MB of them")
+    assert _grown() < everything / 3
