@@ -72,9 +72,6 @@ def test_rarer_words_come_when_they_were_said_least(lists: None) -> None:
     assert [times[word] for word in wanted] == [4] * 5 and "quern" not in times
     assert "quern" in line_key(" ".join(rarer_texts(said, set()))).split()
     new = [set(line_key(text).split()) & set(wanted) for text in texts]
-    assert new[:3] == [
-        {"they've"},
-        {"they've", "mailbox"},
-        {"pestle", "mortar"},
-    ]  # the other list when this one was said twice
+    # The other list comes when this one was said twice.
+    assert new[:3] == [{"they've"}, {"they've", "mailbox"}, {"pestle", "mortar"}]
     assert line_key(texts[0]) not in map(line_key, rarer_texts(said, {line_key(texts[0])}))

@@ -1,6 +1,5 @@
 """The loaders on tiny random models of several families; test_models.py has the real ones."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -311,17 +310,8 @@ print(held[-1] - held[699])
 """
 
 
-def _grown(**environment: str) -> float:
-    """Megabytes over the last 200 of 900 lengths: by then the cache is full."""
-    command, told = [sys.executable, "-c", GROWTH], os.environ | environment
-    return float(subprocess.run(command, capture_output=True, text=True, check=True, env=told).stdout)
-
-
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells its memory another way")
 def test_products_of_ever_new_lengths_do_not_fill_memory() -> None:
-    variables = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
-    # All that was compiled is kept; how much that is depends on the CPU.
-    everything = _grown(**dict.fromkeys(variables, "10000"))
-    if everything < 50:
-        pytest.skip(f"this CPU keeps {everything:.0f} MB of them")
-    assert _grown() < everything / 3
+    grown = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
+    # By then the cache is full. 143 MB where all that was compiled is kept; how much the full cache holds depends on the CPU.
+    assert float(grown) < 40, f"{grown} MB over the last 200 lengths"

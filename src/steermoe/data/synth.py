@@ -93,7 +93,7 @@ def _vocabulary_texts() -> list[str]:
 
 
 def _rarer_texts() -> list[str]:
-    """Of words that are not said by what ``voices``, ``vocabulary`` and ``actors`` say together once all words of ``vocabulary`` have been said twice."""
+    """Of the words that what these three say, the first shards of each, says less than four times."""
     return rarer_texts(
         _texts(VOICES)[:WITH_VOICES] + _texts(VOCABULARY)[:LAST_TWICE] + _texts(ACTORS)[:1_000], _taken()
     )
