@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steermoe import mp3
 from steermoe.audio import RATE, decode, duration, find_audio, pieces, windows
 from steermoe.errors import AudioError
 
@@ -56,6 +58,29 @@ def test_formats_and_rates(tmp_path: Path, suffix: str, format: str, subtype: st
     assert abs(np.argmax(spectrum) * RATE / len(middle) - 440) < 4  # the same pitch: the rate was understood
     assert 0.4 < np.abs(middle).max() < 0.6  # and the same loudness
     assert abs(duration(path) - 1.5) < 0.1
+
+
+@pytest.mark.parametrize("loud_first", [True, False])
+@pytest.mark.parametrize(("rate", "channels", "mode"), [(44_100, 2, "VARIABLE"), (16_000, 1, "AVERAGE"), (8_000, 2, "VARIABLE"),
+                                                        (48_000, 1, "CONSTANT"), (22_050, 1, "VARIABLE")])  # fmt: skip
+def test_an_mp3_that_does_not_say_its_length_is_heard_whole(
+    tmp_path: Path, loud_first: bool, rate: int, channels: int, mode: str
+) -> None:
+    loud, quiet = np.random.default_rng(0).normal(0, 0.3, 3 * rate), tone(9, rate) / 1000
+    samples = np.concatenate([loud, quiet] if loud_first else [quiet, loud]).astype(np.float32)
+    told = io.BytesIO()
+    soundfile.write(told, np.stack([samples] * channels, axis=1), rate, format="MP3", subtype="MPEG_LAYER_III",
+                    bitrate_mode=mode, compression_level=0.3)  # fmt: skip
+    whole = told.getvalue()
+    assert mp3.told(whole, 0) is None  # it says so itself
+    second = next(islice(mp3._frames(whole), 1, None))[0]
+    bare = whole[second:]  # as it comes out of a pipe
+    id3 = b"ID3\4\0\0" + bytes([0, 0, 1, 2]) + b"\xff\xfb" * 65
+    for i, data in enumerate((bare, id3 + bare + b"TAG" + bytes(125))):
+        (path := tmp_path / f"{i}.mp3").write_bytes(data)
+        assert abs(duration(path) - 12) < 0.2 and abs(len(decode(path)) / RATE - 12) < 0.2
+        assert np.array_equal(decode(path), decode(data))
+    assert mp3.told(b"nothing of the kind, \xff\xfb\x90 either" * 9, 0) is None
 
 
 def test_path_bytes_file_object_and_array_are_one(tmp_path: Path) -> None:

@@ -187,6 +187,11 @@ def _tensors(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: cannot be read ({error}); fetch or train the adapter again") from None
 
 
+# Of a config: how audio is heard, and which parts an adapter has. (A kernel is of its shape.)
+HEARD = ("silence", "pad_to_window", "pool_before_norm")
+PARTS = ("projector", "projector_experts", "context", "spelling", "prompt_vectors", "steer", "lora_rank")
+
+
 def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> list[str]:
     """Copy what the adapter in ``folder`` has for ``model``; returns lines that say what starts anew.
 
@@ -233,6 +238,14 @@ def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> l
         )
     if not lines and (new := sorted(own.keys() - set(fit))):
         lines.append(f"{folder} has no {', '.join(new)} of this shape: they start anew")
+    if not was and not moved:
+        trained, now = vars(load_config(content, folder)), vars(model.config)
+        kinds = (*HEARD, *PARTS) if tensors.keys() - own.keys() else HEARD
+        if other_ways := [f"{k}: {json.dumps(trained[k])}" for k in kinds if trained[k] != now[k]]:
+            lines.append(
+                f"{folder} was trained with {', '.join(other_ways)}, and this recipe is not: to keep all that it learned, "
+                "give these under model:"
+            )
     return lines
 
 

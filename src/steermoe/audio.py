@@ -8,6 +8,7 @@ empty is refused with an AudioError that names the file and the fix.
 from __future__ import annotations
 
 import io
+import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from . import mp3
 from .errors import AudioError
 
 RATE = 16_000  # samples a second, of everything that leaves this module
@@ -157,6 +159,9 @@ def _opened(source: Any, name: str) -> Any:
         handle = io.BytesIO(source)
     try:
         file = soundfile.SoundFile(handle)
+        if file.format in ("MP3", "MPEG") and (whole := mp3.told(_bytes(handle), file.frames)):
+            file.close()
+            file = soundfile.SoundFile(io.BytesIO(whole))
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(f"{name}: {_UNREADABLE} [{_reason(error)}]") from None
     # libsndfile shortens a WAV to what is there and tells only its log; a stream's header holds the largest number.
@@ -165,6 +170,13 @@ def _opened(source: Any, name: str) -> Any:
         file.close()
         raise AudioError(f"{name}: truncated, {short[2]} of the {short[1]} bytes its header says; copy it again")
     return file
+
+
+def _bytes(handle: Any) -> bytes | mmap.mmap:
+    if isinstance(handle, io.BytesIO):
+        return handle.getvalue()
+    with open(handle, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _reason(error: Exception) -> str:

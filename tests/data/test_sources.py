@@ -171,6 +171,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[str, Path | None, str]]:
         "no tar": (f"webdataset:{tmp_path}/no.tar", None, "cannot be read as a tar"),
         "no json key": (f"webdataset:{shards}?text=said", None, r"000000: no text; its \.json has text, lang: say which"),
         "no recording's text": (f"folder:{mine}", None, r"2\.wav has no text: write what is said into 2\.txt beside it"),
+        "an option without a value": (f"folder:{mine}?train", None, "'train' is no OPTION=VALUE"),
         "no audio": (f"folder:{a1}/data_aishell/transcript", None, "no audio in"),
         "no pin": ("hub:a/b:train", None, "the commit as 40 hex digits"),
         "no number": (f"{hub}?limit=x", None, "limit='x' is no number of rows"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ import soundfile
 
 from steermoe.data import Example
 from steermoe.errors import DataError, SteerMoEError, UsageError
-from steermoe.evaluation import collect, compare, evaluate_asr
+from steermoe.evaluation import asr, collect, compare, evaluate_asr
+from steermoe.evaluation.suites import Options
 
 TEXTS = ["red green blue", "black white", "cat dog horse cow", "tree", "sun moon"]
 HEARD = ["red green glue", "black white", "cat dog horse", "tree tree", "sun moon"]  # S, -, D, I, -
@@ -231,3 +233,43 @@ def test_two_runs_are_compared_clip_by_clip(examples: list[Example], tmp_path: P
     assert found["p_value"] < 0.05
     with pytest.raises(DataError, match="holds no predictions"):
         compare(tmp_path / "a" / "predictions.jsonl", tmp_path / "none.jsonl")
+
+
+def test_rows_that_were_there_are_said(
+    examples: list[Example], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_asr(Hearing(HEARD), examples, out=tmp_path)
+    assert "earlier run" not in capsys.readouterr().err
+    evaluate_asr(never, examples, out=tmp_path)
+    assert "5 of 5 clips were answered by an earlier run" in capsys.readouterr().err
+
+
+def test_a_manifests_own_columns_are_no_results(examples: list[Example], tmp_path: Path) -> None:
+    more = {"hypothesis": "red green blue", "error": "none", "right": True, "by": "me", "scene": "park"}
+    told = [replace(example, more=more) for example in examples]
+    plain = evaluate_asr(Hearing(HEARD), examples)
+    assert evaluate_asr(Hearing(HEARD), told, out=tmp_path)["metrics"] == plain["metrics"]
+    row = json.loads((tmp_path / "predictions.jsonl").read_text().splitlines()[0])
+    assert row["hypothesis"] == HEARD[0] and row["scene"] == "park" and "error" not in row
+
+
+def test_the_baseline_writes_the_language_of_the_clips(examples: list[Example]) -> None:
+    chinese = [replace(example, language="zh-CN") for example in examples]
+    assert asr.spoken(Options(examples)) == "en" and asr.spoken(Options(examples, normalizer="basic")) is None
+    assert (
+        asr.spoken(Options(chinese)) == "zh"
+        and asr.spoken(Options([*chinese, replace(examples[0], language="en")])) is None
+    )
+
+
+def test_what_cannot_be_heard_is_said_before_anything_is(examples: list[Example]) -> None:
+    class Linear:
+        name = fingerprint = ""
+
+        def hear(self, clips: list[np.ndarray]) -> list[str]:
+            raise UsageError("hear() reads a lexical projector")
+
+        transcribe = never
+
+    with pytest.raises(UsageError, match="lexical"):
+        asr.run(Linear(), Options(examples, heard=True))

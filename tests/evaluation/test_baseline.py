@@ -75,6 +75,8 @@ def test_a_batch_is_heard_as_its_clips_alone_in_words_only(folder: Path, monkeyp
     texts = decoder(clips())
     assert [shape for shape, _ in told] == [(2, 8, 3000), (1, 8, 3000)]  # 30 s, as Whisper was trained
     assert {told[0][1][key] for key in ("language", "task")} == {"en", "transcribe"}
+    free = WhisperOwnDecoder(str(folder), language=None)
+    assert free.name == f"{folder} (any language)" and free.language is None
     assert told[0][1]["do_sample"] is False and told[0][1]["num_beams"] == 1
     assert told[0][1]["return_timestamps"] is False
     assert len(set(texts)) > 1

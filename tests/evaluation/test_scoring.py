@@ -153,3 +153,7 @@ def test_failures_are_told_apart() -> None:
     assert not scoring.is_cut("yes of course", "yes")
     failures = scoring.count_failures([said, said, said, ""], ["", "the quick " * 20, "the quick brown fox", ""])
     assert failures == {"empty": 1, "repeated": 1, "cut": 1}
+
+
+def test_any_white_space_parts_words() -> None:
+    assert count_words(["one\ntwo\tthree"], ["one two  three"]).tolist() == count_words(["a b c"], ["a b c"]).tolist()

@@ -40,7 +40,7 @@ class Parrot:
     def answer(self, questions: list[str], clips: list[Any]) -> list[str]:
         return [question or "yes" for question in questions]
 
-    def own_decoder(self) -> Any:
+    def own_decoder(self, language: str | None = "en") -> Any:
         return self.transcribe
 
     def about(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def listener(ears: Ears) -> Adapter:
 class Cascade(Adapter):
     """The tiny encoder has no decoder that could write: a text by length stands in for one."""
 
-    def own_decoder(self) -> Any:
+    def own_decoder(self, language: str | None = "en") -> Any:
         return lambda batch: [f"heard {len(clip) % 7}" if len(clip) > 7_000 else "" for clip in batch]
 
 
@@ -248,7 +248,7 @@ def test_words_where_none_were_said_are_invented(clips: list[Example], tmp_path:
         def transcribe(self, clips: list[np.ndarray]) -> list[str]:
             return [self.said[round(len(clip) / RATE * 10) - 3] for clip in clips]  # by length
 
-        def own_decoder(self) -> Any:
+        def own_decoder(self, language: str | None = "en") -> Any:
             return lambda clips: ["you"] * len(clips)
 
     result = suite("silence")(Dreamer(), Options(clips[:5], "mine", baseline=True, out=tmp_path))

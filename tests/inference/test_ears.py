@@ -283,8 +283,9 @@ def hears(ears: Ears, clip: np.ndarray) -> list[torch.Tensor]:
 
 
 def test_an_adapter_that_is_not_there() -> None:
-    with pytest.raises(AdapterError, match="no adapter there"):
-        find_adapter("nowhere")
+    for name in ("nowhere", "me/adapter@main", "me/adapter@", f"me/adapter@{'a' * 39}"):  # of the hub, one commit alone
+        with pytest.raises(AdapterError, match=r"no adapter there.*its commit \(org/name@<40 hex digits>\)"):
+            find_adapter(name)
 
 
 def test_nan_never_reaches_the_model(ears: Ears) -> None:

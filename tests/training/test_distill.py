@@ -167,6 +167,25 @@ def test_it_learns_to_answer_what_it_hears(recipe: dict[str, Any], capsys: Any) 
     assert {row["prompt"] for row in responses} == {"Repeat.", "Say the words."}
 
 
+def test_a_run_begun_anew_writes_its_own_responses(recipe: dict[str, Any]) -> None:
+    recipe["model"] |= {"projector": "linear", "pooling": "stack"}
+    stage = {"objectives": {"distill": 1.0}, "steps": 1, "batch_seconds": 20, "response_tokens": 3}
+    made, path = build(Recipe, {**recipe, "stages": [stage]}), Path(recipe["out"]) / "responses-0-rank-0.jsonl"
+    path.parent.mkdir(parents=True)
+    texts = {clip.text for clip in load_source(made.data.sources[0].source)}
+    rows = [{"text": text, "prompt": None, "response": "of another LLM", "tokens": [1, 2, 3, 4, 5]} for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # and it died before its first checkpoint
+    model = new_model(made)
+    Trainer(made, model, from_model(model).processor).run()
+    assert all(len(json.loads(line)["tokens"]) <= 3 for line in path.read_text().splitlines())
+
+
+def test_a_clip_without_words_is_answered_too(make: Make) -> None:
+    ears = make()
+    batch = Teacher(ears.model, ears.processor, 2).batch(["", "very well"], [None, None])
+    assert [len(heard) for heard in batch["heard"]] == [0, len(ears.processor.tokens("very well"))]
+
+
 def test_it_is_taught_to_call(recipe: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
     recipe["model"] |= {"projector": "linear", "pooling": "stack"}

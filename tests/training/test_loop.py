@@ -24,7 +24,7 @@ from steermoe.adapter import start_from
 from steermoe.config import build
 from steermoe.data import Example, load_source
 from steermoe.data.batching import by_duration
-from steermoe.errors import AdapterError, DataError, UsageError
+from steermoe.errors import AdapterError, DataError, SteerMoEError, UsageError
 from steermoe.inference.ears import Ears, from_model
 from steermoe.model import SteerMoEForConditionalGeneration
 from steermoe.training import checkpoint as checkpoints
@@ -64,6 +64,12 @@ def test_order_resumes_and_shares(world: int) -> None:
         assert order == whole[rank::world][:25]  # together they see what one process sees, whatever their number
         for skip in (1, 7, 20):  # also into later epochs
             assert list(islice(batch_order(clips, stage, recipe, skip, rank, world), 5)) == order[skip : skip + 5]
+
+
+def test_a_light_source_is_heard_all_the_same() -> None:
+    clips = some(6)
+    clips.part, clips.sources = [0] * 6, [Source("a", weight=0.05)]
+    assert len(clips.epoch(0, 0)) == 1
 
 
 def test_more_ranks_than_batches_go_on_with_the_next_epoch() -> None:
@@ -279,7 +285,30 @@ def test_resume_refuses_another_recipe(recipe: Values) -> None:
     for key, value in (("seed", 3), ("data", {**recipe["data"], "min_words": 2})):
         with pytest.raises(UsageError, match=f"began with {key}.*same recipe"):
             train(build(Recipe, {**recipe, key: value}), resume=True)
+    data = {**recipe["data"], "train": recipe["data"]["train"] * 2}
+    ce = [{**recipe["stages"][0], "objectives": {"ctc": 1.0, "ce": 0.5}}, recipe["stages"][1]]
+    for key, value in (("data", data), ("stages", recipe["stages"] * 2), ("stages", ce)):
+        with pytest.raises(UsageError, match=f"began with {key}.*same recipe"):
+            train(build(Recipe, {**recipe, key: value}), resume=True)
     train(build(Recipe, {**recipe, "log_every": 1, "checkpoint_every": 7}), resume=True)
+
+
+def test_a_key_that_the_library_did_not_have_is_no_other_recipe(recipe: Values) -> None:
+    train(build(Recipe, recipe))
+    path = Path(recipe["out"]) / "recipe.json"
+    before = json.loads(path.read_text())
+    del before["data"]["codec"], before["stages"][0]["clip"]
+    path.write_text(json.dumps(before))
+    train(build(Recipe, recipe), resume=True)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_learned_from(recipe: Values) -> None:
+    recipe["stages"][0]["rates"]["projector"] = 1e25
+    with pytest.raises(SteerMoEError, match=r"step 2: gradients of nan.*lower rates"):
+        train(build(Recipe, {**recipe, "checkpoint_every": 1}))
+    kept = load_file(Path(recipe["out"]) / "checkpoints" / "step-000001" / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+    assert not (Path(recipe["out"]) / "adapter").exists()
 
 
 @pytest.mark.parametrize(("step", "stage", "fits"), [(0, 0, True), (3, 0, True), (4, 0, True), (5, 0, False),
@@ -381,6 +410,13 @@ def test_init_from_keeps_what_fits_and_says_what_starts_anew(recipe: Values, tmp
         start_from(foreign, first)
 
 
+def test_init_from_says_what_it_leaves_behind(recipe: Values, tmp_path: Path) -> None:
+    first = train(build(Recipe, {**recipe, "model": {**recipe["model"], "context": 1, "silence": 0.5}}))
+    model = new_model(build(Recipe, {**recipe, "out": str(tmp_path / "second")}))
+    (line,) = start_from(model, first)
+    assert line.startswith(f"{first} was trained with silence: 0.5, context: 1, and this recipe is not")
+
+
 def swapped(recipe: Values, tmp_path: Path, end: str) -> tuple[Path, Values]:
     """A trained adapter, and the same recipe with another model of the same shape at one end."""
     first = train(build(Recipe, recipe))
@@ -476,11 +512,11 @@ def test_a_checkpoint_holds_model_and_moments(trained: Any, make: Callable[..., 
 
 def test_latest_is_the_newest_whole_one_and_two_are_kept(trained: Any, tmp_path: Path) -> None:
     assert latest(tmp_path) is None
-    for step in (2, 10, 9_999):
+    for step in (2, 999_999, 1_000_000):
         save_checkpoint(tmp_path, *trained, {"step": step, "stage": 0})
-    (tmp_path / "step-010000").mkdir()  # not whole
-    assert latest(tmp_path) == tmp_path / "step-009999"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-009999", "step-010000"]
+    (tmp_path / "step-1000001").mkdir()  # not whole
+    assert latest(tmp_path) == tmp_path / "step-1000000"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1000000", "step-1000001", "step-999999"]
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints(trained: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from steermoe.config import SteerMoEConfig
 from steermoe.data import Example
-from steermoe.errors import UsageError
+from steermoe.errors import DataError, UsageError
 from steermoe.training import run
 from steermoe.training.recipe import Data, Recipe, Source, load_recipe
 
@@ -159,12 +159,47 @@ def test_words_of_a_validation_are_counted_in_its_language(monkeypatch: pytest.M
     class Heard:
         config = SteerMoEConfig(projector="linear")
 
-        def transcribe(self, audio: list[Any], sampling_rate: int) -> list[str]:
-            return ["我说。" if clip.language == "zh" else "fine day" for clip in audio]
+        def transcribe(self, audio: list[Any], sampling_rate: int, instruction: str | None) -> list[str]:
+            assert instruction is None
+            return ["我说。" if "我" in clip.text else "fine day" for clip in audio]
 
     monkeypatch.setattr(Example, "load", lambda self: self)
-    for language, text, wer in (("zh", "我来说", 1 / 3), ("en", "Fine, days", 1 / 2), (None, "Fine, days", 1 / 2)):
+    for language, text, wer in (
+        ("zh", "我来说", 1 / 3),
+        (None, "我来说", 1 / 3),
+        ("en", "Fine, days", 1 / 2),
+        (None, "Fine, days", 1 / 2),
+    ):
         clip = Example("a", Path("a.wav"), text, language=language)
         monkeypatch.setattr(run, "load_source", lambda *_, clip=clip: [clip])
         validate = run.validator(Recipe(data=Data(valid="a")), Heard())  # type: ignore[arg-type]
         assert validate is not None and validate(1) == {"valid_wer": pytest.approx(wer)}
+
+
+def test_a_validation_asks_what_its_clips_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked:
+        config = SteerMoEConfig()
+
+        def transcribe(self, audio: list[Any], sampling_rate: int, instruction: str | None) -> list[str]:
+            return [f"{clip.text} {instruction}" for clip in audio]
+
+    clips = [Example(str(i), Path("a.wav"), text, prompt=prompt) for i, (text, prompt) in enumerate(
+        [("one", "first"), ("two", "second"), ("three", "first")])]  # fmt: skip
+    monkeypatch.setattr(Example, "load", lambda self: self)
+    monkeypatch.setattr(run, "load_source", lambda *_: clips)
+    monkeypatch.setattr(run, "score", lambda texts, said, _: Said(list(zip(texts, said, strict=True))))
+    validate = run.validator(Recipe(data=Data(valid="a")), Asked())  # type: ignore[arg-type]
+    assert validate is not None and validate(1) == {"valid_wer": 3}  # and no "heard": an answer is not what is said
+
+
+class Said(list[tuple[str, str]]):
+    def metrics(self) -> dict[str, float]:
+        asked = {"one": "first", "two": "second", "three": "first"}
+        return {"wer": float(sum(said == f"{text} {asked[text]}" for text, said in self))}
+
+
+def test_a_validation_without_a_word_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Example, "load", lambda self: self)
+    monkeypatch.setattr(run, "load_source", lambda *_: [Example("a", Path("a.wav"), "Hmm.")])
+    with pytest.raises(DataError, match="a: the texts of its 1 clips hold no word"):
+        run.validator(Recipe(data=Data(valid="a")), None)  # type: ignore[arg-type]

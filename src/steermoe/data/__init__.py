@@ -71,7 +71,11 @@ def load_source(spec: str, root: Path | None = None) -> list[Example]:
     name, _, split = spec.partition(":")
     if name in SOURCES:
         split, _, options = split.partition("?")
-        return SOURCES[name](split, root, **dict(parse_qsl(options)))
+        try:
+            told = dict(parse_qsl(options, keep_blank_values=True, strict_parsing=True)) if options else {}
+        except ValueError:
+            raise DataError(f"{spec}: {options!r} is no OPTION=VALUE") from None
+        return SOURCES[name](split, root, **told)
     if path.is_file():
         return read_manifest(path, root)
     if path.suffix == ".jsonl" or path.parent != Path("."):

@@ -19,7 +19,7 @@ VALID_SHARE = 0.05
 
 def load(split: str, root: Path | None = None, part: str = "all") -> list[Example]:
     """``split`` is the folder. Raises DataError for a recording without text, or where there is none."""
-    folder = find(f"folder:{split}", root or Path(), split)
+    folder = find(f"folder:{split}", root or Path(), str(Path(split).expanduser()))
     if part not in ("all", "train", "valid"):
         raise DataError(f"folder:{split}: part={part!r} is none of all, train, valid")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != ".")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,14 @@ class Slice:
     path: Path
     offset: int
     size: int
+
+    @classmethod
+    def parse(cls, name: str) -> Slice | Path:
+        """Of the ``name`` of one; a path where it is none."""
+        found = re.fullmatch(r"(.+)\[(\d+):(\d+)\]", name)
+        if found is None or Path(name).exists():
+            return Path(name)
+        return cls(Path(found[1]), int(found[2]), int(found[3]) - int(found[2]))
 
     @property
     def name(self) -> str:

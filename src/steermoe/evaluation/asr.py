@@ -29,8 +29,18 @@ RESERVED = BASE | WORK | {OWN, "baseline", "duration", "error", "question", "spe
 
 def run(listener: Listener, options: Options) -> dict[str, Any]:
     """As the command line asks: the listener on ``options.data``."""
-    baseline = listener.own_decoder() if options.baseline else None
+    if options.heard:
+        listener.hear([])  # one that cannot says so now
+    baseline = listener.own_decoder(spoken(options)) if options.baseline else None
     return measured(listener, options, baseline=baseline, columns={"heard": listener.hear} if options.heard else None)
+
+
+def spoken(options: Options) -> str | None:
+    """The language of all clips (``en``, ``zh``), what is normalised as English being English; None: unknown, or several."""
+    told = {example.language[:2].lower() for example in options.examples if example.language}
+    if not told and options.normalizer == "english":
+        return "en"
+    return told.pop() if len(told) == 1 else None
 
 
 def measured(listener: Listener, options: Options, **more: Any) -> dict[str, Any]:

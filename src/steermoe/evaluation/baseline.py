@@ -14,15 +14,20 @@ if TYPE_CHECKING:
 
 
 class WhisperOwnDecoder:
-    """Whisper as it was trained: 30 s padding, greedy, English, no timestamps. A callable, batch in, texts out.
+    """Whisper as it was trained: 30 s padding, greedy, no timestamps. A callable, batch in, texts out.
 
-    ``name`` is a Whisper checkpoint as ``steermoe.pretrained.resolve`` takes it. Longer audio is heard in
+    ``language`` ("en", "zh") is what it is told to write; None: it finds out. ``name`` is a Whisper checkpoint as ``steermoe.pretrained.resolve`` takes it. Longer audio is heard in
     windows of at most 30 s whose texts are joined by a space: nothing is cut. Special tokens are no text.
     Raises UsageError if ``name`` is no Whisper.
     """
 
     def __init__(
-        self, name: str, batch_size: int = 8, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+        self,
+        name: str,
+        batch_size: int = 8,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        language: str | None = "en",
     ) -> None:
         from transformers import AutoConfig, AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
@@ -35,7 +40,8 @@ class WhisperOwnDecoder:
             raise UsageError(
                 f"the baseline {name!r} is a {config.model_type}, without a decoder of its own: use a Whisper"
             )
-        self.name = str(name)
+        self.name = str(name) if language == "en" else f"{name} ({language or 'any language'})"
+        self.language = language
         self.batch_size = batch_size
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.features = WhisperFeatureExtractor.from_pretrained(folder)
@@ -71,7 +77,7 @@ class WhisperOwnDecoder:
         import torch
 
         features = self.features(pieces, sampling_rate=RATE, return_tensors="pt").input_features  # (B, mels, 3000)
-        told = {"language": "en", "task": "transcribe"} if self.multilingual else {}
+        told = {"language": self.language, "task": "transcribe"} if self.multilingual else {}
         with torch.inference_mode():
             ids = self.model.generate(
                 features.to(self.model.device, self.model.dtype),

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from ..errors import AudioError
 from . import scoring
@@ -103,9 +102,10 @@ class Players:
         import soundfile
 
         from ..audio import RATE, decode
+        from ..data.manifest import Slice
 
         try:
-            samples = decode(Path(clip["audio"]), start=clip.get("start"), end=clip.get("end"))
+            samples = decode(Slice.parse(clip["audio"]), start=clip.get("start"), end=clip.get("end"))
         except (AudioError, OSError, KeyError):
             return '<p class="soft">The audio is not on this machine.</p>'
         if len(samples) > LONGEST_PLAYER * RATE:

@@ -30,6 +30,9 @@ OWN = "hypothesis"  # the column of the system under test
 Answer = Callable[[list[Row], list[np.ndarray]], list[str]]
 BASE = {"id", "data", "audio", "start", "end", "reference"}  # of a row; what else a clip brings is beside them
 WORK = {"seconds", "waited", "by"}  # of a row, by column
+OURS = (
+    BASE | WORK | {OWN, "heard", "baseline", "transcript", "text", "cascade", "duration", "error", "right"}
+)  # no clip brings a result
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def data_digest(rows: Sequence[Row]) -> str:
 
 def _row(example: Example, data: str) -> Row:
     told = {"question": example.prompt, "speaker": example.speaker}
-    more = {key: value for key, value in (told | dict(example.more)).items() if value is not None and key not in BASE}
+    more = {key: value for key, value in (told | dict(example.more)).items() if value is not None and key not in OURS}
     return {"id": example.id, "data": data, "audio": str(example.audio), "start": example.start, "end": example.end,
             "reference": example.text, **more, "seconds": {}, "waited": {}, "by": {}}  # fmt: skip
 
@@ -190,6 +193,9 @@ def _ask(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     todo = [e for e in examples if any(s.column not in done.get(e.id, {}) for s in systems)]
+    if len(todo) < len(examples):
+        told = f"{len(examples) - len(todo)} of {len(examples)} clips were answered by an earlier run in this folder"
+        print(f"{told}: their rows are kept; remove {path} to ask again", file=sys.stderr)
     todo.sort(key=_size, reverse=True)
     look = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*look, console=Console(stderr=True)) as progress:

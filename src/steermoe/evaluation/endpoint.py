@@ -76,7 +76,7 @@ class Endpoint:
 
         return self._each(one, list(zip(questions, clips, strict=True)))
 
-    def own_decoder(self) -> Callable[[Clips], list[str]]:
+    def own_decoder(self, language: str | None = "en") -> Callable[[Clips], list[str]]:
         return self.transcribe
 
     def about(self) -> dict[str, Any]:

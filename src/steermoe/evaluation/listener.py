@@ -35,8 +35,8 @@ class Listener(Protocol):
         """Greedy answers to questions, each about a clip; a clip alone where the question is "", a text alone for None."""
         ...
 
-    def own_decoder(self) -> Callable[[Clips], list[str]]:
-        """The transcriber of a cascade, and the baseline."""
+    def own_decoder(self, language: str | None = "en") -> Callable[[Clips], list[str]]:
+        """The transcriber of a cascade, and the baseline; None: it finds out which language it hears."""
         ...
 
     def about(self) -> dict[str, Any]:
@@ -104,10 +104,10 @@ class Adapter:
         steering = self.ears.model.steering
         return steering.disabled() if self.unsteered and steering is not None else nullcontext()
 
-    def own_decoder(self) -> Callable[[Clips], list[str]]:
+    def own_decoder(self, language: str | None = "en") -> Callable[[Clips], list[str]]:
         from .baseline import WhisperOwnDecoder
 
-        return WhisperOwnDecoder(self.ears.config.encoder, device=str(self.ears.model.device))
+        return WhisperOwnDecoder(self.ears.config.encoder, device=str(self.ears.model.device), language=language)
 
     def about(self) -> dict[str, Any]:
         from ..adapter import fingerprint

@@ -41,6 +41,9 @@ def evaluate(arguments: Any) -> dict[str, Any]:
         raise UsageError(f"--shard {shard}: needs --out, the folder in which the shards meet")
     if arguments.against and arguments.out is None:
         raise UsageError(f"--against {arguments.against}: needs --out, clips are compared one by one")
+    for flag, suites in (("heard", ("asr",)), ("baseline", ("asr", "silence"))):
+        if getattr(arguments, flag) and arguments.suite not in suites:
+            raise UsageError(f"--{flag}: goes with --suite {' or '.join(suites)}, not {arguments.suite}")
     examples, data = examples_for(arguments.suite, arguments.data, arguments.root, arguments.limit)
     names = ("root", "limit", "normalizer", "batch_size", "baseline", "heard", "tool_choice", "out")
     options = Options(examples, data, **{name: getattr(arguments, name) for name in names}, shard=shard)

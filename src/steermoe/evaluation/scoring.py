@@ -54,13 +54,13 @@ def normalizer(name: str) -> Callable[[str], str]:
     raise UsageError(f"normalizer {name!r} is unknown; choose one of {', '.join(NORMALIZERS)}")
 
 
-_HAN = re.compile(r"([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+HAN = re.compile(r"([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
 
 
 def _chinese(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(" " if unicodedata.category(c)[0] in "PSZC" else c for c in plain)
-    return " ".join(_HAN.sub(r" \1 ", kept).split())
+    return " ".join(HAN.sub(r" \1 ", kept).split())
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def count_words(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndar
     """Counts per utterance, ``(n, 4)``, of words as white space parts them."""
     import jiwer
 
-    return _counts(jiwer.process_words, references, hypotheses)
+    even = normalizer("none")  # jiwer parts words at spaces alone
+    return _counts(jiwer.process_words, [even(text) for text in references], [even(text) for text in hypotheses])
 
 
 def count_characters(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:

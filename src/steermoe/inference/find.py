@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .. import adapter as adapters
 from ..errors import AdapterError
+from ..pretrained.resolve import REPO
 
 SHIPPED = Path(__file__).parent.parent / "adapters"
 DEFAULT = "tiny"
@@ -28,10 +30,10 @@ def find_adapter(name: str | Path) -> Path:
         return folder / "adapter"
     if (SHIPPED / str(name) / adapters.CONFIG).is_file():
         return SHIPPED / str(name)
-    if "@" in str(name) and not folder.exists():
+    if (pinned := re.fullmatch(rf"({REPO})@([0-9a-f]{{40}})", str(name))) and not folder.exists():
         from huggingface_hub import snapshot_download
 
-        repo, _, revision = str(name).partition("@")
+        repo, revision = pinned.groups()
         try:
             return Path(snapshot_download(repo, revision=revision, allow_patterns=[adapters.CONFIG, adapters.TENSORS]))
         except Exception as error:

@@ -52,15 +52,19 @@ def save_checkpoint(
         raise AdapterError(f"cannot save {target}: {error}; earlier checkpoints are untouched") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+    for old in sorted(folder.glob("step-*"), key=_step)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``, or None."""
-    found = sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
-    return found[-1] if found else None
+    found = [p for p in folder.glob("step-*") if (p / "state.json").is_file()]
+    return max(found, key=_step, default=None)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def restore(path: Path, model: SteerMoEForConditionalGeneration, optimizer: torch.optim.Optimizer | None) -> None:

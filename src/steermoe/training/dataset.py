@@ -17,6 +17,7 @@ from ..data import Example, load_source
 from ..data.batching import by_duration, check_share, measured
 from ..data.texts import numbers_in_digits
 from ..errors import DataError
+from ..evaluation.scoring import HAN
 from .distill import Offer
 from .metrics import Skipped, say
 from .recipe import Recipe, Source, Stage
@@ -45,7 +46,8 @@ class TrainingSet:
             own = [i for i, part in enumerate(self.part) if part == number]
             whole, more = int(source.weight), source.weight % 1
             rng = random.Random(f"{seed}/{epoch}/{number}")
-            chosen += own * whole + sorted(rng.sample(own, round(more * len(own))))
+            part = max(round(more * len(own)), 0 if whole or not own else 1)  # what is asked for is heard
+            chosen += own * whole + sorted(rng.sample(own, part))
         return chosen
 
     def asked(self, index: int, recipe: Recipe, rng: random.Random) -> str | None:
@@ -105,7 +107,7 @@ def training_set(
 
 def _words(clip: Example) -> int:
     """Of Chinese, which is written without blanks, every character is one."""
-    return len(clip.text.split()) + sum("\u4e00" <= c <= "\u9fff" for c in clip.text[1:])
+    return len(clip.text.split()) + len(HAN.findall(clip.text[1:]))
 
 
 def batch_order(

@@ -113,7 +113,7 @@ class Teacher:
         return self.processor.transcription(np.zeros(1, np.float32), prompt, offer.tools if offer else None).ids
 
     def _embedded(self, text: str) -> Tensor:
-        tokens = torch.tensor(self.processor.tokens(text), device=self.model.device)
+        tokens = torch.tensor(self.processor.tokens(text), dtype=torch.long, device=self.model.device)
         return self.model.llm.get_input_embeddings()(tokens).detach()
 
     def _write(self, told: Sequence[Told], ids: dict[Any, list[int]]) -> None:

@@ -80,9 +80,9 @@ def _checks(recipe: Recipe, overfit: int, colour: bool) -> Iterator[Check]:
         from ..data import load_source
 
         root = Path(recipe.data.valid_root) if recipe.data.valid_root else None
-        heard = {(c.audio, c.start, c.end) for c in clips.clips}
+        heard = set(map(_where, clips.clips))
         valid = load_source(recipe.data.valid, root)
-        both = sum((c.audio, c.start, c.end) in heard for c in valid)
+        both = sum(_where(clip) in heard for clip in valid)
         text = f"{recipe.data.valid}, {len(valid)} clips" + (f", of which {both} are trained on" if both else "")
         yield Check("validation", not both, text)
     trainer = Trainer(recipe, model, from_model(model).processor)
@@ -91,6 +91,11 @@ def _checks(recipe: Recipe, overfit: int, colour: bool) -> Iterator[Check]:
         chosen = groups(model, stage)
         yield Check(f"{name} trains", bool(chosen), table(model, chosen))
         yield from _stage(name, trainer, clips, stage, overfit, colour)
+
+
+def _where(clip: Example) -> tuple[Any, ...]:
+    """What of which file a clip is, however its path is spelled."""
+    return Path(str(clip.audio)).resolve(), clip.start, clip.end
 
 
 def _stage(

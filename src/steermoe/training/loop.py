@@ -94,6 +94,9 @@ class Trainer:
             raise UsageError(f"{self.out} holds a run already: continue it with --resume, or give another out=")
         if resume and not checkpoint:
             say(f"{self.out} holds no checkpoint: starting anew")
+        if not checkpoint:  # another LLM may have written them
+            for stale in self.out.glob(f"responses-*-rank-{self.rank}.jsonl"):
+                stale.unlink()
         if checkpoint:
             check_same(self.out / "recipe.json", self.recipe)
         state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else {"step": 0, "stage": 0}
@@ -201,6 +204,11 @@ class Trainer:
                 say(line)
             sum_gradients(parameters)
             norm = accelerator.clip_grad_norm_(parameters, stage.clip)
+            if not math.isfinite(norm):  # the same on all processes
+                raise SteerMoEError(
+                    f"step {done}: gradients of {float(norm)}, the losses were {losses}: this step was not taken; go on from the "
+                    "newest checkpoint (--resume) with lower rates, or a longer warmup"
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             *sums, seconds, interrupted = summed([*losses.values(), seconds, self.interrupted], accelerator.device)

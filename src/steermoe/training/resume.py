@@ -47,9 +47,16 @@ def check_stage(recipe: Recipe, step: int, stage: int) -> None:
 
 
 def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything in nested dicts and lists."""
+    """Dotted key and value of everything in nested dicts and lists; of what a recipe may have more or fewer of, what there is."""
     if not isinstance(value, (dict, list)):
         yield where, value
         return
+    if isinstance(value, list):
+        yield f"{where} (how many)", len(value)
+    elif where.rpartition(".")[2] in (
+        "objectives",
+        "prompts",
+    ):  # all other keys are the library's, and a newer one has more
+        yield f"{where} (which)", ", ".join(sorted(value))
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         yield from _leaves(item, f"{where}.{key}" if where else str(key))

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..audio import RATE
 from ..data import load_source
-from ..evaluation.scoring import score
+from ..errors import DataError
+from ..evaluation.scoring import HAN, normalizer, score
 from ..inference.ears import Ears, from_model
 from ..model import SteerMoEForConditionalGeneration
 from ..pretrained import auto_dtype, load_tokenizer
@@ -56,15 +58,29 @@ def start_from_words(model: SteerMoEForConditionalGeneration, tokens: list[int])
 
 
 def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] | None:
-    """Numbers on a fixed draw of the validation source: WER of the text that is heard, and of what the LLM writes."""
+    """Numbers on a fixed draw of the validation source: WER of the text that is heard, and of what the LLM writes, asked what
+    each clip asks. Raises DataError where its texts hold no word."""
     if recipe.data.valid is None:
         return None
     clips = load_source(recipe.data.valid, Path(recipe.data.valid_root) if recipe.data.valid_root else None)
     clips = random.Random(0).sample(clips, min(recipe.data.valid_clips, len(clips)))
     clips.sort(key=lambda clip: clip.duration or 0.0)
     audio, texts = [clip.load() for clip in clips], [clip.text for clip in clips]
-    told = {(clip.language or "en").lower()[:2] for clip in clips}
+    told = {(clip.language or ("zh" if HAN.search(clip.text) else "en")).lower()[:2] for clip in clips}
     words = {"en": "english", "zh": "chinese"}.get(told.pop(), "basic") if len(told) == 1 else "basic"
+    if not any(map(normalizer(words), texts)):
+        raise DataError(f"{recipe.data.valid}: the texts of its {len(texts)} clips hold no word to score against")
+    asked = {clip.prompt for clip in clips}
+
+    def written() -> list[str]:
+        said = [""] * len(clips)
+        for prompt in asked:
+            rows = [i for i, clip in enumerate(clips) if clip.prompt == prompt]
+            for i, text in zip(
+                rows, ears.transcribe([audio[i] for i in rows], sampling_rate=RATE, instruction=prompt), strict=True
+            ):
+                said[i] = text
+        return said
 
     def wer(said: Any) -> float:
         return float(score(texts, list(said), words).metrics()["wer"])
@@ -73,11 +89,11 @@ def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] |
 
     def validate(step: int) -> dict[str, float]:
         numbers = {}
-        if ears.config.projector == "lexical":
-            numbers["valid_wer_heard"] = wer(ears.hear(audio, sampling_rate=16_000))
+        if ears.config.projector == "lexical" and asked == {None}:  # an answer is not what is heard
+            numbers["valid_wer_heard"] = wer(ears.hear(audio, sampling_rate=RATE))
         # Before its prompt vectors have learned, the LLM does not know what is asked of it.
         if not recipe.model.prompt_vectors or step == total:
-            numbers["valid_wer"] = wer(ears.transcribe(audio, sampling_rate=16_000))
+            numbers["valid_wer"] = wer(written())
         return numbers
 
     return validate
