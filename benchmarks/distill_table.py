@@ -71,7 +71,9 @@ def distance(ears: Ears, questions: list[Example]) -> float:
         told = teacher.batch([question.prompt or ""], [""])
         inputs = told["input_ids"], told["attention_mask"]
         taught = ears.model.answer_logits(*inputs, told["heard"], told["labels"])
-        learned = ears.model.answer_logits(*inputs, ears.audio_tokens([question.load()]), told["labels"])
+        learned = ears.model.answer_logits(
+            *inputs, ears.model.hear(**ears.processor.features([question.load()])), told["labels"]
+        )
         total, tokens = total + float(divergence(learned, taught)), tokens + len(taught)
     return total / tokens
 

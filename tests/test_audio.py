@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -283,3 +286,55 @@ def test_windows_cut_in_the_pause() -> None:
     assert len(windows(samples[: 30 * RATE], 30.0)) == 1
     with pytest.raises(AudioError, match="use 30"):
         windows(samples, 0.0)
+
+
+def encoded(format: str, subtype: str, samples: np.ndarray, rate: int = RATE) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=format, subtype=subtype)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", ["WAV", "AIFF", "AU", "W64", "RF64", "CAF", "FLAC", "OGG", "OPUS", "MP3"])
+def test_half_a_file_is_refused(format: str) -> None:
+    kind, subtype = {"OGG": ("OGG", "VORBIS"), "OPUS": ("OGG", "OPUS"), "MP3": ("MP3", "MPEG_LAYER_III")}.get(
+        format, (format, "PCM_16")
+    )
+    data = encoded(kind, subtype, tone(5.0, RATE))
+    assert abs(len(decode(data)) - 5 * RATE) < 0.1 * RATE
+    for share in (0.5, 0.8):
+        with pytest.raises(AudioError, match=r"truncated|broken|malformed"):
+            decode(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16")])
+def test_recordings_joined_in_one_file_are_refused(format: str, subtype: str) -> None:
+    one = encoded(format, subtype, tone(1.0, RATE))
+    with pytest.raises(AudioError, match=r"several recordings one behind another.*split it"):
+        decode(one + one)
+
+
+def test_joined_mp3s_are_heard_whole() -> None:
+    one, other = (encoded("MP3", "MPEG_LAYER_III", tone(seconds, RATE)) for seconds in (2.0, 3.0))
+    assert abs(len(decode(one + other)) / RATE - 5) < 0.3 and abs(duration(one + other + one) - 7) < 0.4
+    assert abs(len(decode(one + b"TAG" + bytes(125))) / RATE - 2) < 0.1
+
+
+def test_many_channels_take_no_more_memory_than_one() -> None:
+    data = encoded("WAV", "PCM_16", np.zeros((100_000, 64), np.int16))
+    tracemalloc.start()
+    decode(data)
+    peak = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    assert peak < 12  # megabytes; 26 where all channels are read at once
+
+
+def test_a_pipe_and_a_name_of_any_bytes_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(tone(0.5)))
+    expected = decode(tmp_path / "a.wav")
+    strange = os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.wav")
+    os.rename(tmp_path / "a.wav", strange)
+    assert np.array_equal(decode(strange), expected)
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        pool.submit(Path(pipe).write_bytes, wav(tone(0.5)))
+        assert np.array_equal(decode(pipe), expected)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,3 +361,15 @@ def test_inspect_pair(run: Run, pair: Any, tmp_path: Path) -> None:
     code, _, err = run("inspect", "--pair", pair.encoder, pair.llm, "--out", tmp_path / "x.png")
     assert code == 2
     assert "nothing is heard" in err[-1]
+
+
+def test_a_file_of_any_name_is_transcribed(adapter: Path, wav: Path) -> None:
+    folder = wav.parent / "names"
+    folder.mkdir()
+    for name in (b"caf\xe9.wav", b"z.wav"):
+        shutil.copy(wav, os.fsdecode(bytes(folder) + b"/" + name))
+    done = shell("transcribe", str(folder), "--adapter", str(adapter))
+    assert done.returncode == 0 and [Path(line.split("\t")[0]).name for line in done.stdout.splitlines()] == [
+        "caf\\udce9.wav",
+        "z.wav",
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from . import mp3
+from . import mp3, ogg
 from .errors import AudioError
 
 RATE = 16_000  # samples a second, of everything that leaves this module
@@ -24,8 +25,9 @@ MAX_DURATION = 7200.0  # seconds
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64")
 RATES = (2_000, 768_000)  # what a header may claim, in Hz
 STREAM = 0x7FFF0000  # bytes: what a header that was never finished claims, or more
-BLOCK = 1 << 20  # frames read at a time
+BLOCK = 1 << 20  # samples read at a time
 QUIET = 0.05  # seconds: a cut is made in the middle of the quietest stretch of this length
+FLAC = b"fLaC\0\0\0\x22"  # how each begins
 _UNREADABLE = "not audio that can be read (WAV, FLAC, MP3, Ogg Vorbis and Opus can); convert it to FLAC first"
 
 
@@ -74,7 +76,7 @@ def pieces(
 def duration(source: str | Path | bytes | BinaryIO | Readable) -> float:
     """Seconds, as the header says: nothing is decoded."""
     name = _name(source)
-    with _opened(source, name) as file:
+    with _opened(source, name, heard=False) as file:
         return float(file.frames / _rate(file.samplerate, name))
 
 
@@ -135,17 +137,20 @@ def _check_file(path: Path) -> None:
         raise AudioError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise AudioError(f"{path}: is a folder; name an audio file in it")
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise AudioError(f"{path}: empty file (0 bytes); record or copy it again")
 
 
-def _opened(source: Any, name: str) -> Any:
-    """The soundfile.SoundFile of a path, bytes or binary file object."""
+def _opened(source: Any, name: str, heard: bool = True) -> Any:
+    """The soundfile.SoundFile of a path, bytes or binary file object. What is ``heard`` is read anyway, and so looked through for
+    what libsndfile would leave out."""
     import soundfile
 
     if isinstance(source, str | Path):
         _check_file(Path(source))
-        handle: Any = str(source)
+        handle: Any = os.fsencode(source)  # whatever its name is encoded in
+        if not Path(source).is_file():  # a pipe: read once, and whole
+            handle = io.BytesIO(Path(source).read_bytes())
     else:
         if hasattr(source, "read"):
             source = source.read()
@@ -162,10 +167,18 @@ def _opened(source: Any, name: str) -> Any:
         if file.format in ("MP3", "MPEG") and (whole := mp3.told(_bytes(handle), file.frames)):
             file.close()
             file = soundfile.SoundFile(io.BytesIO(whole))
+        if heard and file.format == "OGG" and (why := ogg.wrong(_bytes(handle))):
+            file.close()
+            raise AudioError(f"{name}: {why}")
+        if heard and file.format == "FLAC" and _bytes(handle).find(FLAC, 1) > 0:
+            file.close()
+            raise AudioError(f"{name}: holds several recordings one behind another; split it")
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(f"{name}: {_UNREADABLE} [{_reason(error)}]") from None
-    # libsndfile shortens a WAV to what is there and tells only its log; a stream's header holds the largest number.
-    short = re.search(r"^\s*data : (\d+) \(should be (\d+)\)", file.extra_info, re.M)
+    # libsndfile shortens a file to what is there and tells only its log (WAV, AIFF, AU, W64, RF64); a stream's header holds the
+    # largest number.
+    told = r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)"
+    short = re.search(told, file.extra_info, re.M)
     if short and int(short[2]) + 16 < int(short[1]) < STREAM:  # some writers count their padding
         file.close()
         raise AudioError(f"{name}: truncated, {short[2]} of the {short[1]} bytes its header says; copy it again")
@@ -219,8 +232,9 @@ def _blocks(file: Any, first: int, last: int | None, limit: int, name: str) -> I
     try:
         if first:
             file.seek(first)
+        size = max(1, BLOCK // file.channels)
         while wanted is None or got < wanted:
-            block = file.read(min(BLOCK, (limit + 1 if wanted is None else wanted) - got), "float32", always_2d=True)
+            block = file.read(min(size, (limit + 1 if wanted is None else wanted) - got), "float32", always_2d=True)
             if not len(block):
                 break
             got += len(block)

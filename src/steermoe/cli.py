@@ -7,6 +7,7 @@ Exit 0 done, 1 failed, 2 wrong use, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -20,6 +21,8 @@ from .errors import AudioError, SteerMoEError, UsageError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be of any bytes
     try:
         arguments = parse(argv)
         if arguments.version:

@@ -16,6 +16,7 @@ KBITS = {
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG 2 and 2.5
 }
 HERTZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by version
+BEHIND = 512  # bytes of tags that may follow the last frame
 SIDE = {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}  # bytes; MPEG 1?, mono?
 
 
@@ -46,20 +47,32 @@ def _frames(data: Data) -> Iterator[tuple[int, int, int]]:
 
 
 def told(data: Data, guess: int) -> bytes | None:
-    """The MP3 ``data`` behind a first frame that says how many follow, if it has none and ``guess`` (samples) is not what it holds."""
+    """The MP3 ``data`` behind a first frame that says how many follow, if it has none and ``guess`` (samples) is not what it holds,
+    or has one that speaks of less: of the first of several that were joined."""
     frames = _frames(data)
     if (first := next(frames, None)) is None:
         return None
     at, samples, hertz = first
     head, mpeg1 = data[at : at + 4], samples == 1152
-    marks = at + 4 + SIDE[mpeg1, head[3] >> 6 == 3]
-    if data[marks : marks + 4] in (b"Xing", b"Info") or data[at + 36 : at + 40] == b"VBRI":
+    side = SIDE[mpeg1, head[3] >> 6 == 3]
+    marks = at + 4 + side
+    known: int | None = None
+    if data[marks : marks + 4] in (b"Xing", b"Info"):
+        flags, known, size = struct.unpack(">III", data[marks + 4 : marks + 16])
+        if flags & 1 == 0 or (flags & 2 and len(data) - at < size + BEHIND):
+            return None
+    elif data[at + 36 : at + 40] == b"VBRI":
+        known = struct.unpack(">I", data[at + 50 : at + 54])[0]
+    places = [place for place, *_ in frames]
+    count = len(places) + (known is None)  # a header's own frame holds no sound
+    if known is not None:
+        if count <= known + 1:  # fewer are another's to tell
+            return None
+        at = places[0]  # joined: what it says is of the first part alone
+    elif abs(samples * count - guess) <= samples:
         return None
-    count = 1 + sum(1 for _ in frames)
-    if abs(samples * count - guess) <= samples:
-        return None
-    # As the first, but without a checksum or padding, and of 64 kbit/s, which has room.
+    # A header as the first, but without a checksum or padding, and of 64 kbit/s, which has room.
     header = bytes([head[0], head[1] | 1, KBITS[mpeg1].index(64) << 4 | head[2] & 0b1100, head[3]])
     size = samples // 8 * 64_000 // hertz
     body = b"Xing" + struct.pack(">II", 1, count)
-    return (header + bytes(marks - at - 4) + body).ljust(size, b"\0") + data[at:]
+    return (header + bytes(side) + body).ljust(size, b"\0") + data[at:]

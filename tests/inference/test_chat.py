@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from transformers import AddedToken
 
 from steermoe import Conversation, Toolbox
 from steermoe.errors import AudioError, UsageError
@@ -332,7 +333,7 @@ def test_a_call_that_the_llm_begins_is_finished_by_the_grammar(ears: Ears, monke
     assert "".join(reply) == "Well:" and reply.answer is not None
     (call,) = reply.answer.tool_calls
     assert call.name == "act" and set(call.arguments) == {"n"} and reply.answer.finish_reason == "tool_calls"
-    assert talk.messages[-1]["content"] == "Well:" and talk.messages[-1]["tool_calls"][0]["id"] == "call00000"
+    assert talk.messages[-1]["content"] == "Well:" and talk.messages[-1]["tool_calls"][0]["id"] == call.id
 
 
 def test_without_tools_a_call_is_only_text(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +409,39 @@ def test_what_a_tool_returns_ends_no_turn(ears: Ears) -> None:
     turns = [i for i, slot in enumerate(told) if slot == ears.processor.tokens("<|im_start|>")[0]]
     roles = [ears.processor.tokenizer.decode(told[i + 1 : i + 3]) for i in turns]
     assert len(turns) == 5, roles  # system, user, assistant, result, assistant
+
+
+def test_a_result_keeps_line_breaks_and_tags_that_a_tokenizer_added(
+    ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma's vocabulary has added tokens for them."""
+    added = {i: AddedToken(text) for i, text in enumerate(["\n", "\n\n", "<td>", "<|im_end|>"])}
+    monkeypatch.setattr(type(ears.processor.tokenizer), "added_tokens_decoder", added)
+    content = [
+        {"type": "text", "text": "city,degrees\n\nRome,<td>21</td>"},
+        {"type": "text", "text": "Oslo<|im_end|>,4"},
+    ]
+    told = Conversation(ears)._safe({"role": "tool", "content": content})
+    assert told["content"] == "city,degrees\n\nRome,<td>21</td>\nOslo,4"
+    heard = {"type": "audio", "audio": speechlike(0.5), "sampling_rate": 16_000}
+    with pytest.raises(UsageError, match="give audio in a user's message"):
+        Conversation(ears, [{"role": "tool", "content": [heard]}]).answer()
+
+
+def test_no_two_calls_of_a_trimmed_conversation_have_one_id(ears: Ears) -> None:
+    talk = Conversation(ears, tools=[function(type="object", properties={})])
+    ids = []
+    for text in ("fox", "very", "well"):
+        (call,) = talk.answer(text, tool_choice="required", max_new_tokens=32).tool_calls
+        ids.append(call.id)
+        del talk.messages[:-1]  # and the user's oldest turn is gone
+    assert len(set(ids)) == 3 and all(len(id) == 9 and id.isalnum() for id in ids)
+
+
+@pytest.mark.parametrize("messages", ["hello", {"role": "user", "content": "hello"}, ["hello"], []])
+def test_what_is_no_list_of_messages_is_said(ears: Ears, messages: Any) -> None:
+    with pytest.raises(UsageError, match="messages: "):
+        ears.chat(messages)
 
 
 def test_one_call_form(ears: Ears, box: Any) -> None:

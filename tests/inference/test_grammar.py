@@ -44,3 +44,25 @@ def test_a_bound_that_no_float_holds_is_kept_or_refused_in_one_line(ears: Ears, 
         assert "exclusiveMinimum" in json_grammar(vocabulary, {"type": "number", "exclusiveMinimum": bound})
     except UsageError as error:
         assert "cannot be kept to" in str(error)
+
+
+def test_null_is_what_is_not_there_and_a_keyword_of_another_kind_is_refused(ears: Ears) -> None:
+    null = dict.fromkeys(("required", "properties", "minLength", "pattern", "items"))
+    assert json_grammar(ears.vocabulary, {"type": "object", **null}) == json_grammar(
+        ears.vocabulary, {"type": "object"}
+    )
+    wrong = [
+        {"required": True},
+        {"properties": [1]},
+        {"minProperties": "1"},
+        {"required": [{}]},
+        {"pattern": "a", "minLength": "2"},
+    ]
+    for schema in wrong:
+        with pytest.raises(UsageError, match=r"response_format: '\w+' of a JSON schema"):
+            json_grammar(ears.vocabulary, schema)
+    deep: dict[str, Any] = {}
+    for _ in range(5_000):
+        deep = {"items": deep}
+    with pytest.raises(UsageError, match="no JSON schema"):
+        json_grammar(ears.vocabulary, deep)

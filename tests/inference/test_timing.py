@@ -57,6 +57,7 @@ def test_a_word_goes_on_after_its_last_peak_and_a_mark_is_no_sound(ears: Ears) -
     middle, end = 0.1 + len(very) / 10, 0.1 + len(frames) / 10
     assert first == (0.1, pytest.approx(middle), " very")  # until the next begins
     assert second == (pytest.approx(middle), pytest.approx(end + 0.3), " well.")
+    assert words_heard(read, tokenizer, 10.0, end + 0.1)[1].end == pytest.approx(end + 0.1)  # no later than the clip
 
 
 def test_nothing_heard_has_no_times() -> None:

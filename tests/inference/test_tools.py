@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -218,8 +219,28 @@ def test_a_process_with_a_hanging_tool_ends() -> None:
     assert (done.returncode, done.stdout) == (0, "error: hang did not answer within 0.1 seconds\n"), done.stderr
 
 
+def test_numbers_of_calls_are_json() -> None:
+    ((_, arguments),) = parse_calls('<tool_call>{"name": "f", "arguments": {"a": 1e999, "b": [-1e999, 2.5]}}', HERMES)[
+        1
+    ]
+    assert arguments == {"a": sys.float_info.max, "b": [-sys.float_info.max, 2.5]}
+    assert parse_calls('<tool_call>{"name": "f", "arguments": {"a": NaN}}', HERMES)[1] == []
+
+
 def test_what_cannot_be_registered_is_refused() -> None:
     toolbox = box()
+
+    async def soon() -> str:
+        return "done"
+
+    def one_by_one() -> Any:
+        yield "done"
+
+    for function in (soon, one_by_one):
+        with pytest.raises(UsageError, match="is async or a generator"):
+            toolbox.register(function)
+    with pytest.raises(UsageError, match="has no name of its own"):
+        toolbox.register(functools.partial(print, "a"))
     with pytest.raises(UsageError, match="'order': is registered already"):
         toolbox.register(next(f for f, _ in toolbox._functions.values()))
 

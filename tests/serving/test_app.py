@@ -17,6 +17,8 @@ from steermoe import Conversation
 from steermoe.inference.ears import Ears
 from steermoe.inference.subtitles import subtitles
 from steermoe.inspection import words_of
+from steermoe.serving.app import _heard
+from steermoe.serving.engine import Refusal
 from tests.conftest import speechlike
 from tests.serving.conftest import wav
 
@@ -35,6 +37,7 @@ def words(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
+SAID = base64.b64encode(wav(speechlike(0.3))).decode()
 ACT = {
     "type": "function",
     "function": {
@@ -206,6 +209,13 @@ def test_no_path_and_no_address_is_read(ask: OpenAI, part: Any, monkeypatch: pyt
     [
         ({"n": 2}, "n:"),
         ({"logprobs": True}, "logprobs"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        (
+            {"messages": [{"role": "tool", "content": [{"type": "input_audio", "input_audio": {"data": SAID}}]}]},
+            "a tool's result",
+        ),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"required": True}}}}, "'required'"),
         ({"temperature": -1}, "temperature"),
         ({"tool_choice": "required"}, "no such tool"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name 'a b'"),
@@ -292,3 +302,14 @@ def test_what_is_too_large(ask: OpenAI, url: str, clip: Clip) -> None:
         kind = "multipart/form-data; boundary=x" if "audio" in path else "application/json"
         answer = requests.post(f"{url}/v1/{path}", data=chunks(), headers={"content-type": kind})
         assert answer.status_code == 413, path
+
+
+def test_a_conversation_in_the_queue_holds_encoded_audio_and_has_one_limit(clip: Clip) -> None:
+    def told(*clips: bytes) -> Any:
+        parts = [{"type": "input_audio", "input_audio": {"data": base64.b64encode(c).decode()}} for c in clips]
+        return _heard([{"role": "user", "content": parts}], 2.0)
+
+    one = clip(1.2)
+    assert told(one) == [{"role": "user", "content": [{"type": "audio", "bytes": one}]}]
+    with pytest.raises(Refusal, match=r"2 s of audio in one conversation, 2 s are the most"):
+        told(one, one)

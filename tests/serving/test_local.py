@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import torch
@@ -133,7 +135,10 @@ def test_a_stream_whose_reader_leaves_is_not_written_on(ears: Ears, monkeypatch:
     class Endless:
         def __init__(self, *_: Any) -> None: ...
 
-        def stream(self, *_: Any, **__: Any) -> Reply:
+        def beginning(self, *_: Any, **__: Any) -> Any:
+            yield
+
+        def reply(self, _: Any) -> Reply:
             def writing() -> Any:
                 while True:
                     time.sleep(0.01)
@@ -296,3 +301,47 @@ def test_adapters_side_by_side_in_one_server(make: Callable[..., Ears], clip: Cl
         named([str(tmp_path / "a1"), str(tmp_path / "a1" / "adapter")])
     with pytest.raises(AdapterError, match="no adapter there"):
         named(["nowhere"])
+
+
+def test_a_clip_is_heard_while_a_conversation_full_of_audio_is(
+    ears: Ears, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, gate = ears.audio_tokens, threading.Event()
+
+    def slowly(audios: Any) -> Any:
+        while not gate.wait(0.02):
+            yield 0
+        return (yield from real(audios))
+
+    engine = local(ears)
+    with running(engine) as url, ThreadPoolExecutor() as pool:
+        engine.loaded.result(timeout=30)
+        monkeypatch.setattr(ears, "audio_tokens", slowly)
+        data = {"data": base64.b64encode(clip(1.0)).decode(), "format": "wav"}
+        messages: Any = [{"role": "user", "content": [{"type": "input_audio", "input_audio": data}]}]
+        chat = pool.submit(client(url).chat.completions.create, model="tiny", messages=messages, max_tokens=4)
+        until(lambda: bool(engine._chat.current))
+        client(url).audio.transcriptions.create(model="tiny", file=clip(0.5))
+        assert not chat.done() and engine._chat.current[0].hears
+        gate.set()
+        assert chat.result().usage.completion_tokens
+
+
+def test_a_conversation_that_is_too_long_is_refused_before_all_of_it_is_heard(
+    ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+
+    def endless(audios: Any) -> Any:
+        while True:
+            heard.append(1)
+            yield 200
+
+    monkeypatch.setattr(ears, "audio_tokens", endless)
+    audio = {"type": "audio", "audio": np.zeros(16_000, np.float32), "sampling_rate": 16_000}
+    most = ears.model.llm.config.max_position_embeddings
+    with pytest.raises(
+        UsageError, match=rf"more than \d+ tokens with its audio is longer than the LLM takes \({most}\)"
+    ):
+        Conversation(ears, [{"role": "user", "content": [audio]}]).answer()
+    assert len(heard) <= most / 200 + 1

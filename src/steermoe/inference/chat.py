@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
 from ..errors import UsageError
 from .grammar import Constraint, call_grammar, json_grammar, schema_of
-from .held import Held, Slot, Wanted, feed
-from .messages import decoded, named
+from .held import Held, Slot, Wanted, feed, too_long
+from .messages import decoded, named, result_text
 from .toolbox import Toolbox
 from .tools import Message, ToolCall, check_tools, parse_calls, told
 from .writer import Finish, Options, Writer, writing
@@ -24,6 +24,8 @@ from .writer import Finish, Options, Writer, writing
 if TYPE_CHECKING:
     from ..processing import Prompt
     from .ears import Ears
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ def together(replies: Sequence[Reply]) -> list[Answer | UsageError]:
     return [answer for answer in answers if answer is not None]
 
 
+def further(beginning: Generator[None, None, T]) -> T | None:
+    """What comes of it, if that is there now (``Conversation.beginning``)."""
+    try:
+        next(beginning)
+    except StopIteration as done:
+        made: T = done.value
+        return made
+    return None
+
+
 class Conversation:
     """Turns between a user and an LLM that hears, one conversation, batch of one.
 
@@ -130,6 +142,8 @@ class Conversation:
         tools: Toolbox | list[dict[str, Any]] | None = None,
         template: dict[str, Any] | None = None,
     ) -> None:
+        if isinstance(messages, str | dict) or not all(isinstance(message, dict) for message in messages):
+            raise UsageError('messages: a list of {"role": ..., "content": ...} is needed')
         self.ears, self.messages, self.template = ears, list(messages), template or {}
         self.toolbox = tools if isinstance(tools, Toolbox) else None
         self.tools = check_tools(tools.tools if isinstance(tools, Toolbox) else tools or [])
@@ -142,19 +156,32 @@ class Conversation:
         Its message is added when all of it was taken. Raises UsageError and AudioError at once, and then leaves the
         messages as they were.
         """
-        return Reply(self._write(self.begin(content, **options)))
+        return self.reply(self.begin(content, **options))
+
+    def reply(self, writer: Writer) -> Reply:
+        """What was begun, piece by piece."""
+        return Reply(self._write(writer))
 
     def begin(self, content: Any = None, **options: Any) -> Writer:
         """As ``stream``, nothing written yet: for an LLM that is elsewhere. See ``Writer.steps`` and ``end``."""
+        beginning = self.beginning(content, **options)
+        while (writer := further(beginning)) is None:
+            pass
+        return writer
+
+    def beginning(self, content: Any = None, **options: Any) -> Generator[None, None, Writer]:
+        """As ``begin``, a few windows of audio heard each time it is asked to go on: for who has others to hear, too."""
         before = self.messages
         try:
             chosen = Options(**options)
         except TypeError as error:
             raise UsageError(f"chat: {str(error).split(') ')[-1].removeprefix('Options.__init__() ')}") from None
         added = [] if content is None else [{"role": "user", "content": content}]
+        if not before and not added:
+            raise UsageError("messages: there is none to answer")
         try:
             self.messages = [decoded(message) for message in [*before, *added]]
-            return self._writer(chosen)
+            return (yield from self._writer(chosen))
         except BaseException:
             self.messages = before
             raise
@@ -188,7 +215,7 @@ class Conversation:
         """The messages, ready for JSON: of an audio its ``name``, if it had one, and its length."""
         return [{**message, "content": named(message.get("content"))} for message in self.messages]
 
-    def _writer(self, options: Options) -> Writer:
+    def _writer(self, options: Options) -> Generator[None, None, Writer]:
         """Render, hear and compile: all that can be refused is refused here."""
         ears, schema = self.ears, schema_of(options.response_format)
         callable, must_call = self._callable(options.tool_choice)
@@ -204,7 +231,7 @@ class Conversation:
         offered = self.tools if options.tool_choice != "none" else []
         messages, tools = told(ears.dialect, [self._safe(message) for message in self.messages], offered)
         prompt = ears.processor.chat(messages, tools, **self.template)
-        slots = self._slots(prompt)
+        slots = yield from self._slots(prompt)
         return Writer(ears, self._held, self._heard, slots, options, constraint, bool(callable), must_call)
 
     def _callable(self, choice: str | dict[str, Any]) -> tuple[list[dict[str, Any]], bool]:
@@ -218,11 +245,21 @@ class Conversation:
             raise UsageError(f"tool_choice={choice!r}: there is no such tool; the tools: {names}")
         return callable, True
 
-    def _slots(self, prompt: Prompt) -> list[Slot]:
+    def _slots(self, prompt: Prompt) -> Generator[None, None, list[Slot]]:
         """Hear what is new in the prompt, and put every audio's tokens in its place."""
         digests = [hashlib.sha256(audio.tobytes()).hexdigest() for audio in prompt.audios]
         new = {d: audio for d, audio in zip(digests, prompt.audios, strict=True) if d not in self._heard}
-        heard = self._heard | dict(zip(new, self.ears.audio_tokens(list(new.values())), strict=True))
+        tokens, room = len(prompt.ids), self._held.most
+        hearing = self.ears.audio_tokens(list(new.values()))
+        while True:
+            try:
+                tokens += next(hearing)
+            except StopIteration as done:
+                heard = self._heard | dict(zip(new, done.value, strict=True))
+                break
+            if room is not None and tokens > room:  # the rest need not be heard
+                raise too_long(tokens, room, "more than ")
+            yield
         self._heard = {digest: heard[digest] for digest in digests}
         queue, slots = iter(digests), list[Slot]()
         for token in prompt.ids:
@@ -237,8 +274,11 @@ class Conversation:
         """What a tool returned must not hold the tokens that end a turn and begin another."""
         if message.get("role") != "tool":
             return message
-        content = str(message.get("content") or "")
-        marks = [str(token) for token in self.ears.processor.tokenizer.added_tokens_decoder.values()]
+        content = result_text(message.get("content"))
+        tokenizer = self.ears.processor.tokenizer
+        template, added = str(tokenizer.chat_template), tokenizer.added_tokens_decoder.values()
+        # Also added, by some: line breaks and tags of HTML, which a result may well hold.
+        marks = [str(t) for t in added if t.special or (str(t).strip() and str(t) in template)]
         while any(mark in content for mark in marks):  # what is cut out may leave another
             for mark in marks:
                 content = content.replace(mark, "")
@@ -253,10 +293,10 @@ class Conversation:
         calls: list[ToolCall] = []
         if writer.calling:
             written = self.ears.processor.tokenizer.decode(writer.tokens) + self.ears.dialect.end
-            before = sum(len(message.get("tool_calls") or ()) for message in self.messages)
             for name, arguments in parse_calls(written, self.ears.dialect)[1]:
-                # Nine letters and digits: Mistral's templates take nothing else.
-                calls.append(ToolCall(f"call{before + len(calls):05d}", name, arguments))
+                # Of all that came before, so that no other call has it; nine letters and digits: Mistral's templates take nothing else.
+                before = repr((writer.slots, writer.tokens, len(calls)))
+                calls.append(ToolCall(hashlib.sha256(before.encode()).hexdigest()[:9], name, arguments))
         usage = Usage(len(writer.slots), writer.cached, len(writer.tokens))
         answer = Answer(writer.text, calls, writer.finish, usage)
         self.messages.append(answer.message)

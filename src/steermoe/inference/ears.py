@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -162,13 +162,15 @@ class Ears(Transcriber):
         """
         return str(Conversation(self, messages, tools).answer(**options))
 
-    @torch.inference_mode()
-    def audio_tokens(self, audios: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """What the LLM is given of each audio (16 kHz mono, any length): (S_i, D_llm), a few windows at a time."""
+    def audio_tokens(self, audios: Sequence[np.ndarray]) -> Generator[int, None, list[torch.Tensor]]:
+        """What the LLM is given of each audio (16 kHz mono, any length): (S_i, D_llm). A few windows are heard at a time, and
+        the number of tokens that they gave is told."""
         windowed = [windows(audio, self.model.frames.window) for audio in audios]
         flat, heard = [window for cut in windowed for window in cut], list[torch.Tensor]()
         for start in range(0, len(flat), BATCH):
-            heard += self.listen(self._on_device(self.processor.features(flat[start : start + BATCH])))[0]
+            with torch.inference_mode():
+                heard += self.listen(self._on_device(self.processor.features(flat[start : start + BATCH])))[0]
+            yield sum(map(len, heard[start:]))
         rows = iter(heard)
         return [torch.cat([next(rows) for _ in cut]) for cut in windowed]
 

@@ -24,6 +24,7 @@ SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 LONGEST = 256  # characters of a string with a pattern or format: where it may end, only the pattern knows
 HUGE = 1e300  # beyond, no float has room to move
 OFF = 1e-9  # of an exclusive bound, or of 1: how near to it a number may come
+KINDS = {"required": list, "properties": dict, "minLength": int, "minProperties": int}  # of what is read here
 WITH_SCHEMAS = ("anyOf", "oneOf", "prefixItems")
 WITH_NAMES = ("properties", "patternProperties", "$defs", "definitions")
 
@@ -60,10 +61,10 @@ class Vocabulary:
         """The schema as it is kept (see above). Raises UsageError that names what is not supported."""
         from llguidance import LLMatcher
 
-        kept = {**_kept(schema, where), "x-guidance": SPACING}
         try:
+            kept = {**_kept(schema, where), "x-guidance": SPACING}
             text = json.dumps(kept)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"{where}: no JSON schema: {error}") from None
         if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), self.inner):
             problem = " ".join(problem.split())[:200]
@@ -79,9 +80,13 @@ def _kept(schema: Any, where: str, inside_all: bool = False) -> dict[str, Any]:
         return {} if schema else {"not": {}}  # which is refused by name
     if not isinstance(schema, dict):
         raise UsageError(f"{where}: no JSON schema but {schema!r}; an object is needed")
-    kept = {
-        key: value for key, value in schema.items() if key != "x-guidance"
-    }  # options of llguidance are ours to give
+    # Options of llguidance are ours to give; null is what some write for what is not there.
+    kept = {k: v for k, v in schema.items() if k != "x-guidance" and (v is not None or k in ("const", "default"))}
+    for key, kind in KINDS.items():
+        if key in kept and (not isinstance(kept[key], kind) or isinstance(kept[key], bool)):
+            raise UsageError(f"{where}: {key!r} of a JSON schema cannot be {kept[key]!r}")
+    if not all(isinstance(name, str) for name in kept.get("required", ())):
+        raise UsageError(f"{where}: 'required' of a JSON schema lists names, not {kept['required']!r}")
     for key in WITH_NAMES:
         if isinstance(kept.get(key), dict):
             kept[key] = {name: _kept(inner, f"{where}.{name}", inside_all) for name, inner in kept[key].items()}

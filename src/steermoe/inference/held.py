@@ -28,6 +28,13 @@ WORTH = 64  # tokens of a beginning that is worth keeping
 BEGINNINGS = 256 << 20  # bytes that are kept of an LLM in all
 
 
+def too_long(tokens: int, most: int, told: str = "") -> UsageError:
+    return UsageError(
+        f"a conversation of {told}{tokens} tokens with its audio is longer than the LLM takes ({most}): "
+        "drop its oldest turns, or give less audio"
+    )
+
+
 def _alike(one: Sequence[Slot], other: Sequence[Slot]) -> int:
     """How many slots both begin with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
@@ -93,10 +100,7 @@ class Held:
         Raises UsageError for more than the LLM has positions.
         """
         if self.most is not None and len(wanted) > self.most:
-            raise UsageError(
-                f"a conversation of {len(wanted)} tokens with its audio is longer than the LLM takes ({self.most}): "
-                "drop its oldest turns, or give less audio"
-            )
+            raise too_long(len(wanted), self.most)
         same = _alike(self.slots, wanted[:-1])
         if same < len(self.slots):
             if self.divisible and same:

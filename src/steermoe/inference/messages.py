@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..audio import RATE, decode
-from ..errors import AudioError
+from ..errors import AudioError, UsageError
 from .tools import Message
 
 
@@ -37,6 +37,15 @@ def _part(part: Any) -> Any:
     samples = decode(source, sampling_rate=part.get("sampling_rate"))
     named = {"name": str(part["path"])} if "path" in part else {}
     return {"type": "audio", "audio": samples, "sampling_rate": RATE, **named}
+
+
+def result_text(content: Any) -> str:
+    """What a tool returned, a text or a list of text parts. Raises UsageError for anything else."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError("a tool's result is a text, or a list of text parts: give audio in a user's message")
+    return "\n".join(map(str, texts))
 
 
 def named(content: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
@@ -36,8 +37,8 @@ def by_words(read: Likeliest, tokenizer: Any) -> list[list[tuple[int, int, int]]
     return words
 
 
-def words_heard(read: Likeliest, tokenizer: Any, rate: float) -> list[Word]:
-    """The arg-max words of a clip's frames, of which there are ``rate`` a second. A mark is no sound, and is often read in the
+def words_heard(read: Likeliest, tokenizer: Any, rate: float, length: float = math.inf) -> list[Word]:
+    """The arg-max words of a clip's frames, of which there are ``rate`` a second; it is ``length`` seconds long. A mark is no sound, and is often read in the
     silence after."""
     words = by_words(read, tokenizer)
     until = [*(word[0][0] for word in words), len(read.blank)][1:]
@@ -46,7 +47,7 @@ def words_heard(read: Likeliest, tokenizer: Any, rate: float) -> list[Word]:
         start, peak, _ = first
         peak = max([peak, *(end for _, end, token in more if re.search(r"\w", tokenizer.decode([token])))])
         text = tokenizer.decode([token for _, _, token in (first, *more)])
-        told.append(Word(start / rate, min(peak / rate + LINGERS, limit / rate), text))
+        told.append(Word(min(start / rate, length), min(peak / rate + LINGERS, limit / rate, length), text))
     return told
 
 

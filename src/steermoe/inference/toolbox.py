@@ -52,7 +52,13 @@ class Toolbox:
         from pydantic import TypeAdapter
         from pydantic.errors import PydanticUserError
 
-        name = function.__name__
+        name = getattr(function, "__name__", None)
+        if name is None:
+            raise UsageError(f"tool {function!r}: has no name of its own; write a function (def) around it")
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise UsageError(
+                f"tool {name!r}: is async or a generator; register a plain function that returns its result"
+            )
         if not NAME.fullmatch(name):
             raise UsageError(f"tool {name!r}: give it a plain name")
         if name in self._functions:

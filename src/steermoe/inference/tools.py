@@ -9,7 +9,9 @@ most others use (Hermes): that is the fallback, and ``Dialect.native`` says so.
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +29,19 @@ To call one, answer with nothing but
 {{"name": "its name", "arguments": {{its arguments}}}}
 </tool_call>
 Without need for a function, answer in words."""
+
+
+def _finite(number: str) -> float:
+    """1e999 is the largest number there is: infinity is no JSON, and neither is NaN."""
+    value = float(number)
+    if math.isinf(value) and number.lstrip("-")[0].isdigit():
+        return math.copysign(sys.float_info.max, value)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no JSON")
+    return value
+
+
+DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 RESULT = "The result: {}\nTell me so in words."  # tags of its own a small LLM would only repeat
 
 
@@ -179,7 +194,12 @@ def _in_words(message: Message) -> Message:
 
 
 def _object(arguments: Any) -> Any:
-    return json.loads(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return DECODER.decode(arguments)
+    except ValueError:
+        raise UsageError(f"the arguments of a call are no JSON: {arguments[:80]!r}") from None
 
 
 def parse_calls(text: str, dialect: Dialect) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
@@ -211,7 +231,7 @@ def _values(text: str, at: int = 0) -> tuple[list[Any], int]:
     while True:
         start = SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
         try:
-            value, at = json.JSONDecoder().raw_decode(text, start)
+            value, at = DECODER.raw_decode(text, start)
         except ValueError:
             return values, start
         values.append(value)
@@ -225,7 +245,7 @@ def _calls(values: list[Any]) -> Calls:
             arguments = item.get("arguments", item.get("parameters"))
             try:
                 arguments = _object(arguments)
-            except ValueError:
+            except UsageError:
                 continue
             if isinstance(item.get("name"), str) and isinstance(arguments, dict):
                 yield item["name"], arguments
@@ -243,7 +263,7 @@ def _named(text: str) -> Calls:
     at = 0
     while (begun := NAMED.search(text, at)) is not None:
         try:
-            arguments, at = json.JSONDecoder().raw_decode(text, begun.end())
+            arguments, at = DECODER.raw_decode(text, begun.end())
         except ValueError:
             at = begun.end()
         else:

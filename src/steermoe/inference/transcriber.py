@@ -92,9 +92,10 @@ class Transcriber:
                 told.append(None)
                 continue
             rate = self.model.frames.rate / self.model.projector.kernel
-            words = words_heard(frames[i], self.processor.tokenizer, rate) if frames is not None else []
+            length = len(clip) / RATE
+            words = words_heard(frames[i], self.processor.tokenizer, rate, length) if frames is not None else []
             prompt = self.processor.transcription(clip, instruction)
-            told.append(Asked(prompt, audio, draft, words, int(8 + 1.5 * len(audio)), len(clip) / RATE))
+            told.append(Asked(prompt, audio, draft, words, int(8 + 1.5 * len(audio)), length))
         return told
 
     @torch.inference_mode()

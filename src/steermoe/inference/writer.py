@@ -46,6 +46,8 @@ class Options:
             raise UsageError(f"temperature={self.temperature}: 0 or more is needed")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p={self.top_p}: more than 0 and at most 1 is needed")
+        if self.stop is None or not all(isinstance(stop, str) for stop in self.stop):
+            raise UsageError(f"stop={self.stop!r}: a text, or a list of texts, is needed")
 
     @property
     def stops(self) -> list[str]:

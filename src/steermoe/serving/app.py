@@ -23,7 +23,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
-from ..audio import RATE, decode, pieces
+from ..audio import RATE, pieces
 from ..errors import AudioError, UsageError
 from ..inference.chat import Answer
 from ..inference.transcripts import Piece
@@ -219,7 +219,8 @@ def _measured(audio: bytes, limit: float) -> float:
 
 
 def _heard(messages: list[dict[str, Any]], limit: float) -> list[dict[str, Any]]:
-    """The messages with their audio decoded, ``limit`` seconds in all. Raises Refusal and AudioError."""
+    """The messages with their audio as encoded bytes that can be read, ``limit`` seconds in all. Raises Refusal and AudioError."""
+    seconds = 0.0
     for i, message in enumerate(messages):
         for k, part in enumerate(message["content"] if isinstance(message["content"], list) else []):
             if part["type"] != "input_audio":
@@ -229,9 +230,10 @@ def _heard(messages: list[dict[str, Any]], limit: float) -> list[dict[str, Any]]
                 source = base64.b64decode(part["input_audio"]["data"], validate=True)
             except ValueError:
                 raise Refusal(f"{where}: no base64 of an audio file; addresses are not read", param=where) from None
-            samples = decode(source, max_duration=max(limit, 0.001))
-            limit -= len(samples) / RATE
-            message["content"][k] = {"type": "audio", "audio": samples, "sampling_rate": RATE}
+            seconds += _measured(source, limit)
+            if seconds > limit:
+                raise Refusal(f"{seconds:.0f} s of audio in one conversation, {limit:g} s are the most", param=where)
+            message["content"][k] = {"type": "audio", "bytes": source}
     return messages
 
 

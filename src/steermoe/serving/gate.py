@@ -48,7 +48,7 @@ class Settings:
 
 
 class Rate:
-    """``rate`` requests a minute of each name, at once or one after the other."""
+    """Of each name a burst of ``rate`` requests, and from there on as many a minute."""
 
     def __init__(self, rate: int) -> None:
         self.gap = 60.0 / rate

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from math import ceil
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..audio import RATE, pieces
 from ..data import load_source
 from ..errors import UsageError
-from ..inference.chat import Answer, Conversation
+from ..inference.chat import Answer, Conversation, Reply, further
 from ..inference.ears import BATCH, Ears, load
 from ..inference.find import find_adapter
 from ..inference.held import Wanted, feed
@@ -36,14 +36,14 @@ GATHER = 0.03  # seconds in which those who were answered together may ask again
 
 
 class Job:
-    """A request. ``begin`` gives the ``work`` that makes its answer: an iterator of pieces, or the Reply of a conversation,
-    whose next token takes what is ``wanted``."""
+    """A request. ``begin`` gives the ``work`` that makes its answer: an iterator of pieces; or a generator that hears a
+    conversation and returns its Reply, which is then the work, and whose next token takes what is ``wanted``."""
 
     def __init__(self, model: str, begin: Callable[[Ears], Any], audio: bytes = b"") -> None:
         self.model, self.begin, self.audio = model, begin, audio
         self.work: Any = None
         self.wanted: Wanted | None = None
-        self.gone, self.worked = False, 0.0
+        self.hears, self.gone, self.worked = False, False, 0.0
         self._loop, self._items = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
     def give(self, *items: Any) -> None:
@@ -129,8 +129,11 @@ class Local:
     def chat(
         self, model: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], options: dict[str, Any]
     ) -> AsyncGenerator[str | Answer]:
-        job = Job(model, lambda ears: Conversation(ears, messages, tools).stream(None, **options))
-        return self._queued(self._chat, job)
+        def begin(ears: Ears) -> Generator[None, None, Reply]:
+            talk = Conversation(ears, messages, tools)
+            return talk.reply((yield from talk.beginning(None, **options)))
+
+        return self._queued(self._chat, Job(model, begin))
 
     def inspect(self, model: str, audio: bytes, seconds: float) -> AsyncGenerator[dict[str, Any]]:
         def look(ears: Ears) -> Iterator[dict[str, Any]]:
@@ -221,24 +224,38 @@ class Local:
                 self._paced(job.worked)
 
     def _write_on(self, lane: Lane) -> None:
-        """A token more of a batch of jobs, one of which may have waited until now."""
+        """A token more of a batch of jobs, and a few windows of one that is not heard yet, which may have waited until now."""
         began = time.monotonic()
         if len(lane.current) < BATCH:
             for job in self._take(lane):
+                job.hears = True
                 lane.current.append(job)
-                self._go_on(job)
+        for job in [job for job in lane.current if job.hears][:1]:
+            self._hear_on(job)
         self._feed([job for job in lane.current if job.wanted])
         for job in lane.current:
             job.worked += (time.monotonic() - began) / len(lane.current)
-            if job.wanted is None:
+            if not (job.hears or job.wanted):
                 self._paced(job.worked)
-        lane.current = [job for job in lane.current if job.wanted]
+        lane.current = [job for job in lane.current if job.hears or job.wanted]
+
+    def _hear_on(self, job: Job) -> None:
+        try:
+            job.work = job.work or job.begin(self._ears[job.model])
+            reply = None if job.gone else further(job.work)
+        except Exception as error:
+            job.hears = False
+            job.give(error)
+            return
+        job.hears = reply is None and not job.gone
+        if reply is not None:
+            job.work = reply
+            self._go_on(job)
 
     def _go_on(self, job: Job, logits: Tensor | None = None) -> None:
         """Give what can be written until more is ``wanted``."""
         item: Any = None
         try:
-            job.work = job.work or job.begin(self._ears[job.model])
             while not job.gone and isinstance(item := job.work.step(logits), str):
                 job.give(item)
                 logits = None

@@ -122,6 +122,8 @@ class ChatRequest(BaseModel):
     presence_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     modalities: list[Literal["text"]] | None = None
+    functions: None = Field(None, description="the older form of tools: not spoken here")
+    function_call: None = Field(None, description="the older form of tool_choice: not spoken here")
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..audio import pieces
-from ..inference.chat import Answer, Conversation
+from ..inference.chat import Answer, Conversation, further
 from ..inference.ears import BATCH, Ears, load
 from ..inference.transcripts import Piece, Said
 from ..inference.writer import step
@@ -142,7 +142,9 @@ class Vllm:
     async def _said(self, model: str, messages: Any, tools: Any, options: Any) -> AsyncGenerator[str | Answer]:
         with self._place() as within:
             talk = Conversation(self._ears[model], messages, tools)
-            writer = await within(self._loop.run_in_executor(self._thread, lambda: talk.begin(None, **options)))
+            beginning, writer = talk.beginning(None, **options), None
+            while writer is None:  # others are heard between its windows
+                writer = await within(self._loop.run_in_executor(self._thread, further, beginning))
             writer.forcing = False  # in a stream the LLM itself writes what is forced
             steps, token = writer.steps(), None
             async with aclosing(Tokens(self.server, writer)) as tokens:
