@@ -45,6 +45,8 @@ def set_timer(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/functions.py AUDIO")
     talk = Conversation(load(), tools=toolbox)
     talk.run([{"type": "audio", "path": sys.argv[1]}], tool_choice="required", max_new_tokens=80)
     for message in talk.messages[1:]:

@@ -83,6 +83,15 @@ def shell(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         ("transcribe", 2, "audio"),
         ("chat hi --audio {wav} there", 2, "unrecognized arguments: there"),
         ("train {recipe} --resume --sead 1", 2, "unrecognized arguments: --sead 1"),
+        ("transcribe {wav} --formt srt", 2, "--formt srt; did you mean --format? (see `steermoe transcribe --help`)"),
+        ("train {recipe} --init_from tiny", 2, "did you mean --init-from?"),
+        ("train {recipe} --steps 5", 2, "keys of the recipe are given as KEY=VALUE"),
+        ("train {recipe} data.train=[folder:nowhere]", 1, "data.train: folder:nowhere: there is no nowhere"),
+        ("train {recipe} data.valid=folder:nowhere", 1, "data.valid: folder:nowhere: there is no nowhere"),
+        ("evaluate --data {tmp}", 1, "is a folder: write folder:"),
+        ("evaluate --data {wav} --tool-choice required", 2, "--tool-choice: goes with --suite tools, not asr"),
+        ("evaluate --data {wav} --suite aqa --heard", 2, "--heard: goes with --suite asr, not aqa"),
+        ("chat {wav}", 2, "is an audio file: give it as --audio"),
         ("transcribe {wav} --batch-size 0", 2, "--batch-size: invalid positive int value: '0'"),
         ("transcribe {wav} --batch-size x", 2, "--batch-size: invalid positive int value: 'x'"),
         ("evaluate", 2, "--data"),
@@ -105,7 +114,7 @@ def shell(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         ("chat hi --adapter {tmp}", 1, "no adapter there"),
         ("chat hi --tools {tmp}/absent.json", 2, "absent.json: no such file of tools"),
         ("chat hi --tools {recipe}", 2, "tools are a .json of schemas, or a .py that makes a Toolbox"),
-        ("chat hi --adapter {adapter} --tool-choice sing", 2, "there is no such tool; the tools: none were given"),
+        ("chat hi --adapter {adapter} --tool-choice sing", 2, "--tool-choice sing: needs --tools FILE"),
         ("inspect --adapter {tmp}", 1, "no adapter there"),
         ("fetch nosuch", 2, "'nosuch': no such folder"),
         ("train", 2, "config"),
@@ -195,7 +204,7 @@ def test_transcribe_as_subtitles(run: Run, adapter: Path, wav: Path, loaded: Ear
         code, out, _ = run("transcribe", wav, "--adapter", adapter, "--format", form)
         assert code == 0 and out == "".join(f"{cue}\n" for cue in subtitles(loaded.stream(wav), form)).splitlines()
     for more, says in (
-        ([wav], "--format srt: .* there is 2 files: give one"),
+        ([wav], "--format srt: .* there are 2 files: give one"),
         (["--json"], "there is --json: leave it"),
     ):
         code, out, err = run("transcribe", wav, "--adapter", adapter, "--format", "srt", *more)
@@ -212,15 +221,20 @@ def test_one_bad_file_does_not_cost_the_others(run: Run, adapter: Path, wav: Pat
     bad = tmp_path / "bad.wav"
     soundfile.write(bad, np.full(9_000, np.nan, np.float32), 16_000, subtype="FLOAT")
     code, out, err = run("transcribe", bad, wav, "--adapter", adapter, "--json")
-    assert code == 1 and [r["path"] for r in json.loads(out[-1])] == [str(wav)]
+    good, lost = json.loads(out[-1])
+    assert code == 1 and good["path"] == str(wav) and lost["path"] == str(bad) and "NaN" in lost["error"]
     assert next(line for line in err if "bad.wav" in line).startswith("error: ")
     assert err[-1] == "error: 1 of 2 files could not be read"
+    code, out, err = run(
+        "transcribe", wav.parent / "run.yaml", "--adapter", adapter, "--json"
+    )  # the last line is JSON all the same
+    assert code == 1 and [r["path"] for r in json.loads(out[-1])] == [str(wav.parent / "run.yaml")]
 
 
 def test_a_folder_without_audio_does_not_cost_the_others(run: Run, adapter: Path, wav: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     code, out, err = run("transcribe", tmp_path / "none", wav, "--adapter", adapter, "--json")
-    assert code == 1 and [r["path"] for r in json.loads(out[-1])] == [str(wav)]
+    assert code == 1 and [r["path"] for r in json.loads(out[-1])] == [str(wav), str(tmp_path / "none")]
     assert any("no audio in this folder" in line for line in err) and "1 of 2" in err[-1]
 
 

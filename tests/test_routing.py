@@ -85,6 +85,10 @@ def test_the_alarm_rings_once_for_an_expert_that_takes_all() -> None:
     with torch.no_grad():
         steering.router.bias[0] = 50.0
     assert len(step(5)) == 1
+    with CollapseAlarm(steering).watching(1) as lines:  # a run that goes on from such an adapter
+        for layer in range(3):
+            steering(h, layer)
+    assert lines == ["the router has collapsed already in what this begins with: steered layer 1"]
     for silent in (CollapseAlarm(None), CollapseAlarm(Steering(2, 1, 8))):
         with silent.watching(1) as lines:
             pass

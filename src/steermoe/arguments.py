@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # argparse gives a list only what comes before the next flag; `train RECIPE --resume seed=1` means seed, too.
     name = {"train": "overrides", "doctor": "overrides", "transcribe": "audio", "fetch": "names"}.get(arguments.command)
     if rest and (name is None or any(word.startswith("-") for word in rest)):
-        known.error(f"unrecognized arguments: {' '.join(rest)}")
+        (commands,) = (action for action in known._actions if isinstance(action, argparse._SubParsersAction))
+        sub = commands.choices[arguments.command] if arguments.command else known
+        flag = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
+        near = get_close_matches(flag, sub._option_string_actions, n=1, cutoff=0.7)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if name == "overrides" and not near:
+            hint = "; keys of the recipe are given as KEY=VALUE, stages.0.steps=100"
+        sub.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest and name is not None:
         getattr(arguments, name).extend(rest)
     return arguments

@@ -149,18 +149,27 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
     from .audio import decode, duration, find_audio
 
     readable: list[tuple[str, Any]] = []
+    lost: list[dict[str, str]] = []
     total = 0
+
+    def failed(name: Any, error: AudioError) -> None:
+        print(f"error: {error}", file=sys.stderr)
+        lost.append({"path": str(name), "error": str(error)})
+
     for name in arguments.audio:  # complain before the models are loaded; one bad file does not cost the others
         if name == "-":
-            readable.append(("-", sys.stdin.buffer.read()))
             total += 1
+            if said := sys.stdin.buffer.read():
+                readable.append(("-", said))
+            else:
+                failed("-", AudioError("standard input: empty; record or send it again"))
             continue
         try:
             found = find_audio(Path(name)) if Path(name).is_dir() else [Path(name)]
         except AudioError as error:  # a folder without audio
             if len(arguments.audio) == 1:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            failed(name, error)
             found, total = [], total + 1
         total += len(found)
         for path in found:
@@ -169,14 +178,16 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
                     decode(path, max_duration=arguments.max_duration)
                 readable.append((str(path), path))
             except AudioError as error:
-                if len(arguments.audio) == 1 and found == [path] and not Path(name).is_dir():
+                if len(arguments.audio) == 1 and found == [path] and not (Path(name).is_dir() or arguments.json):
                     raise
-                print(f"error: {error}", file=sys.stderr)
+                failed(path, error)
     if not readable:
+        if arguments.json:
+            print(json.dumps(lost, ensure_ascii=False, separators=(",", ":")))
         raise AudioError(f"none of {total} files could be read")
     if arguments.format != "text" and (total > 1 or arguments.json):
-        what = f"{total} files: give one" if total > 1 else "--json: leave it out"
-        raise UsageError(f"--format {arguments.format}: subtitles are of one file and no JSON, but there is {what}")
+        what = f"there are {total} files: give one" if total > 1 else "there is --json: leave it out"
+        raise UsageError(f"--format {arguments.format}: subtitles are of one file and no JSON, but {what}")
     _quiet()
     from .inference.ears import load
     from .inference.subtitles import subtitles, timed
@@ -195,7 +206,7 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
         return []
     for (name, _), told in zip(readable, ears.transcripts((s for _, s in readable), **options), strict=True):
         if told.error is not None:
-            print(f"error: {told.error}", file=sys.stderr)
+            failed(name, told.error)
             continue
         seconds, length = round(told.seconds, 3), round(told.duration, 3)
         segments = timed(segment for piece in told.pieces for segment in piece.segments)
@@ -204,16 +215,20 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
             print(f"{name}\t{told.text}", flush=True)
     if len(rows) < total:
         if arguments.json:
-            print(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))
+            print(json.dumps([*rows, *lost], ensure_ascii=False, separators=(",", ":")))
         raise AudioError(f"{total - len(rows)} of {total} files could not be read")
     return rows
 
 
 def _chat(arguments: argparse.Namespace) -> Any:
+    from .audio import SUFFIXES, decode
+
     if not arguments.audio and not arguments.text:
         raise UsageError("nothing to answer: give a text, or --audio FILE")
-    from .audio import decode
-
+    if Path(arguments.text).suffix.lower() in SUFFIXES and Path(arguments.text).is_file():
+        raise UsageError(f"{arguments.text} is an audio file: give it as --audio {arguments.text}")
+    if arguments.tool_choice != "auto" and not arguments.tools:
+        raise UsageError(f"--tool-choice {arguments.tool_choice}: needs --tools FILE")
     clips = [decode(Path(path)) for path in arguments.audio]
     _quiet()
     from .inference.chat import Conversation

@@ -123,10 +123,10 @@ def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> 
             lines.append(f"routing of the first {value['seconds']:g} s of {value['of']:.1f} s, the encoder's window")
         routing, layers = value["routing"], ears.model.steered_layers
         value["words"] = [[round(start, 2), round(end, 2), word] for start, end, word in words_of(ears, samples)]
-        lines.append("read: " + " ".join(word for _, _, word in value["words"]))
+        lines.append("read, without the LLM: " + " ".join(word for _, _, word in value["words"]))
         for layer, shares_of, entropy in zip(layers, routing["usage"], routing["entropy_fraction"], strict=True):
             shares = " ".join(f"{share:.2f}" for share in shares_of)
-            lines.append(f"layer {layer + 1}: mean gates {shares}; entropy {entropy:.2f} of no choice at all")
+            lines.append(f"layer {layer + 1}: mean gates {shares}; entropy {entropy:.2f} (0: one expert, 1: all alike)")
         if out is not None:
             usage = out.with_name(f"{out.stem}-usage{out.suffix}")
             drawn = {

@@ -438,7 +438,10 @@ def test_no_two_calls_of_a_trimmed_conversation_have_one_id(ears: Ears) -> None:
     assert len(set(ids)) == 3 and all(len(id) == 9 and id.isalnum() for id in ids)
 
 
-@pytest.mark.parametrize("messages", ["hello", {"role": "user", "content": "hello"}, ["hello"], []])
+@pytest.mark.parametrize("messages", [
+    "hello", {"role": "user", "content": "hello"}, ["hello"], [], [{"role": "usr", "content": "hello"}],
+    [{"role": "user", "content": {"type": "text", "text": "hello"}}], [{"role": "user"}], [{"role": "user", "content": 5}],
+])  # fmt: skip
 def test_what_is_no_list_of_messages_is_said(ears: Ears, messages: Any) -> None:
     with pytest.raises(UsageError, match="messages: "):
         ears.chat(messages)

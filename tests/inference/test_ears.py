@@ -282,6 +282,12 @@ def hears(ears: Ears, clip: np.ndarray) -> list[torch.Tensor]:
         return ears.model.hear(**inputs)
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "xla"])
+def test_a_device_that_is_not_there_is_said_at_once(device: str) -> None:
+    with pytest.raises(UsageError, match=rf"device='{device}': this torch has cpu"):
+        load("nowhere", device=device)
+
+
 def test_an_adapter_that_is_not_there() -> None:
     for name in ("nowhere", "me/adapter@main", "me/adapter@", f"me/adapter@{'a' * 39}"):  # of the hub, one commit alone
         with pytest.raises(AdapterError, match=r"no adapter there.*its commit \(org/name@<40 hex digits>\)"):

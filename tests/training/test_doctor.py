@@ -55,7 +55,7 @@ def test_what_is_wrong_is_named(recipe: Values, manifest: Path, tmp_path: Path, 
     assert "12 are trained on" in bad["validation"] and "look at the rates" in bad["stages.0 overfit"]
     assert "error:" in said.err and "not right: validation, stages.0 overfit" in said.err
     assert main(["doctor", str(tmp_path / "r.yaml"), "data.train=[no.jsonl]"]) == 1
-    assert "BAD  stopped: no.jsonl: no such manifest" in capsys.readouterr().out
+    assert "BAD  stopped: data.train: no.jsonl: no such manifest" in capsys.readouterr().out
 
 
 def test_it_begins_where_training_would(recipe: Values) -> None:

@@ -206,7 +206,10 @@ def test_training_set_counts_what_it_leaves_out(manifest: Path, capsys: Any, tmp
     out = str(tmp_path / "run")
     kept = training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=1.2, min_words=2), out=out)).clips
     assert {e.id for e in kept} == {e.id for e in load_source(str(manifest)) if e.duration <= 1.2 and " " in e.text}
-    assert f"{len(kept)} clips" in (said := capsys.readouterr().err) and f"left out {12 - len(kept)}" in said
+    long = sum(e.duration > 1.2 for e in load_source(str(manifest)))
+    assert f"{len(kept)} clips" in (said := capsys.readouterr().err) and (
+        f"left out {12 - len(kept)} ({long} longer than 1.2 s, {12 - len(kept) - long} with fewer words than 2)" in said
+    )
     with pytest.raises(DataError, match=r"no clip of at most 0\.01 s"):
         training_set(Recipe(data=Data(train=[str(manifest)], max_clip_seconds=0.01), out=out))
 
@@ -479,9 +482,16 @@ def test_broken_clips_are_skipped_and_named(recipe: Values, tmp_path: Path, mani
     train(build(Recipe, {**recipe, "data": {"train": [str(tmp_path / "some.jsonl")]}, "stages": [stage],
                          "out": str(tmp_path / "c")}))  # fmt: skip
     assert "no.wav" in (tmp_path / "c" / "skipped.jsonl").read_text()
-    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[-2:]))
-    with pytest.raises(DataError, match="audio files cannot be read"):
+    few = [*rows[:9], *unheard]  # of ten, one may be bad luck
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
+    assert (
+        len(training_set(Recipe(data=Data(train=[str(tmp_path / "some.jsonl")]), out=str(tmp_path / "f"))).clips) == 9
+    )
+    other = {"audio": str(shutil.copy(tmp_path / "no.wav", tmp_path / "no too.wav")), "text": "very"}
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*few, other]))
+    with pytest.raises(DataError, match=r"2 of 11 audio files cannot be read, more than 1\.0% \(data\.max_skipped\)"):
         train(build(Recipe, {**recipe, "data": {"train": [str(tmp_path / "bad.jsonl")]}, "out": str(tmp_path / "b")}))
+    assert len((tmp_path / "b" / "skipped.jsonl").read_text().splitlines()) == 2  # all of them, before it stops
 
 
 # Checkpoints: absent or whole.

@@ -11,7 +11,7 @@ import pytest
 from steermoe.config import SteerMoEConfig
 from steermoe.data import Example
 from steermoe.errors import DataError, UsageError
-from steermoe.training import run
+from steermoe.training import dataset, run
 from steermoe.training.recipe import Data, Recipe, Source, load_recipe
 
 YAML = """
@@ -171,7 +171,7 @@ def test_words_of_a_validation_are_counted_in_its_language(monkeypatch: pytest.M
         (None, "Fine, days", 1 / 2),
     ):
         clip = Example("a", Path("a.wav"), text, language=language)
-        monkeypatch.setattr(run, "load_source", lambda *_, clip=clip: [clip])
+        monkeypatch.setattr(dataset, "load_source", lambda *_, clip=clip: [clip])
         validate = run.validator(Recipe(data=Data(valid="a")), Heard())  # type: ignore[arg-type]
         assert validate is not None and validate(1) == {"valid_wer": pytest.approx(wer)}
 
@@ -186,7 +186,7 @@ def test_a_validation_asks_what_its_clips_ask(monkeypatch: pytest.MonkeyPatch) -
     clips = [Example(str(i), Path("a.wav"), text, prompt=prompt) for i, (text, prompt) in enumerate(
         [("one", "first"), ("two", "second"), ("three", "first")])]  # fmt: skip
     monkeypatch.setattr(Example, "load", lambda self: self)
-    monkeypatch.setattr(run, "load_source", lambda *_: clips)
+    monkeypatch.setattr(dataset, "load_source", lambda *_: clips)
     monkeypatch.setattr(run, "score", lambda texts, said, _: Said(list(zip(texts, said, strict=True))))
     validate = run.validator(Recipe(data=Data(valid="a")), Asked())  # type: ignore[arg-type]
     assert validate is not None and validate(1) == {"valid_wer": 3}  # and no "heard": an answer is not what is said
@@ -200,6 +200,6 @@ class Said(list[tuple[str, str]]):
 
 def test_a_validation_without_a_word_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Example, "load", lambda self: self)
-    monkeypatch.setattr(run, "load_source", lambda *_: [Example("a", Path("a.wav"), "Hmm.")])
+    monkeypatch.setattr(dataset, "load_source", lambda *_: [Example("a", Path("a.wav"), "Hmm.")])
     with pytest.raises(DataError, match="a: the texts of its 1 clips hold no word"):
         run.validator(Recipe(data=Data(valid="a")), None)  # type: ignore[arg-type]

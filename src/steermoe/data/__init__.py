@@ -78,6 +78,10 @@ def load_source(spec: str, root: Path | None = None) -> list[Example]:
         return SOURCES[name](split, root, **told)
     if path.is_file():
         return read_manifest(path, root)
+    if path.is_dir():
+        raise DataError(
+            f"{spec}: is a folder: write folder:{spec} if each recording's text lies beside it, or name a manifest in it"
+        )
     if path.suffix == ".jsonl" or path.parent != Path("."):
         raise DataError(f"{spec}: no such manifest; the sources by name are {', '.join(SOURCES)}")
     near = get_close_matches(name, SOURCES, n=1, cutoff=0.5)

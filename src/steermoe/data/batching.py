@@ -40,9 +40,11 @@ def measured(clips: Sequence[Example]) -> tuple[list[Example], list[tuple[int, s
 
 
 def check_share(broken: int, total: int, most: float, last: str) -> None:
-    """Raises DataError when more than the share ``most`` of all clips cannot be read: that is no longer bad luck."""
-    if broken > most * total or (total and broken == total):
-        raise DataError(f"{broken} of {total} audio files cannot be read, more than {most:.1%}; the last: {last}")
+    """Raises DataError when more than the share ``most`` of all clips cannot be read, and more than one: that is no longer bad
+    luck."""
+    if broken > max(1, most * total) or (total and broken == total):
+        limit = f"more than {most:.1%} (data.max_skipped)"
+        raise DataError(f"{broken} of {total} audio files cannot be read, {limit}; the last: {last}")
 
 
 def by_duration(

@@ -26,9 +26,8 @@ def find(source: str, root: Path | None, *places: str) -> Path:
     for place in places:
         if (root / place).exists():
             return root / place
-    raise DataError(
-        f"{source}: not in {root}: there is no {' and no '.join(places)}; check the folder, or unpack it there"
-    )
+    where = f" in {root}" if str(root) != "." else ""
+    raise DataError(f"{source}: there is no {' and no '.join(places)}{where}; check the folder, or unpack it there")
 
 
 def pairs(path: Path) -> Iterator[tuple[int, str, str]]:

@@ -41,8 +41,9 @@ def evaluate(arguments: Any) -> dict[str, Any]:
         raise UsageError(f"--shard {shard}: needs --out, the folder in which the shards meet")
     if arguments.against and arguments.out is None:
         raise UsageError(f"--against {arguments.against}: needs --out, clips are compared one by one")
-    for flag, suites in (("heard", ("asr",)), ("baseline", ("asr", "silence"))):
-        if getattr(arguments, flag) and arguments.suite not in suites:
+    given = {"heard": arguments.heard, "baseline": arguments.baseline, "tool-choice": arguments.tool_choice != "auto"}
+    for flag, suites in {"heard": ("asr",), "baseline": ("asr", "silence"), "tool-choice": ("tools",)}.items():
+        if given[flag] and arguments.suite not in suites:
             raise UsageError(f"--{flag}: goes with --suite {' or '.join(suites)}, not {arguments.suite}")
     examples, data = examples_for(arguments.suite, arguments.data, arguments.root, arguments.limit)
     names = ("root", "limit", "normalizer", "batch_size", "baseline", "heard", "tool_choice", "out")
@@ -108,6 +109,8 @@ def _rates(result: dict[str, Any]) -> list[str]:
         cells = [(rates["wer"], 8), (rates["cer"], 8), (rates["wer_raw"], 9), (rates["cer_raw"], 9)]
         lines.append(f"{name:24}" + "".join(f"{rate:>{width}.1%}" for rate, width in cells))
     low, high = result["interval"]["wer"]
+    if result["n"] < 2:
+        return [*lines, "one clip: no interval"]
     return [*lines, f"95 % interval of the first WER: {low:.1%} to {high:.1%}"]
 
 

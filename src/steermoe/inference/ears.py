@@ -221,8 +221,9 @@ def load(
 
     ``encoder`` and ``llm`` point to local copies of the same weights. ``device``: CUDA where there is one.
     ``llm_elsewhere``: another process runs the LLM; here are its embeddings, what is heard, and no answers.
-    Raises AdapterError if the pair's weights are not those the adapter was trained for.
+    Raises AdapterError if the pair's weights are not those the adapter was trained for, UsageError for a device that is not there.
     """
+    check_device(device)
     folder, content, config = _read(adapter)
     config.encoder, config.llm = encoder or config.encoder, llm or config.llm
     adapters.check_pair(content, folder, config.encoder, config.llm)
@@ -232,6 +233,15 @@ def load(
         config.encoder, config.llm, device=device, dtype=dtype, llm_elsewhere=llm_elsewhere, **settings
     )
     return _filled(model, content, folder, str(adapter))
+
+
+def check_device(device: str | None) -> None:
+    """Raises UsageError for one that this torch has not."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = f"cpu, {torch.accelerator.current_accelerator()}" if torch.accelerator.is_available() else "cpu"
+        raise UsageError(f"device={device!r}: this torch has {there}") from None
 
 
 def _read(adapter: str | Path) -> tuple[Path, dict[str, Any], SteerMoEConfig]:

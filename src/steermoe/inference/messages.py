@@ -11,12 +11,18 @@ from ..audio import RATE, decode
 from ..errors import AudioError, UsageError
 from .tools import Message
 
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
 
 def decoded(message: Message) -> Message:
     """The message with its audio as samples, so that it is read once, and stays what it was."""
-    content = message.get("content")
-    if not isinstance(content, list):
+    content, role = message.get("content"), message.get("role")
+    if role not in ROLES:
+        raise UsageError(f"messages: role {role!r} is none of {', '.join(ROLES)}")
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
         return message
+    if not isinstance(content, list):
+        raise UsageError(f"messages: the content of a message is a text or a list of parts, not {content!r}")
     return {**message, "content": [_part(part) for part in content]}
 
 

@@ -80,7 +80,7 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
         model(asked.model)
         if asked.stream and asked.response_format not in ("json", "text"):
             raise Refusal(f"stream: not with {asked.response_format}; use json", param="stream")
-        seconds = await run_in_threadpool(_measured, audio, settings.max_seconds)
+        seconds = await run_in_threadpool(_measured, audio, settings.max_seconds, "file")
         told = engine.transcribe(asked.model, audio, seconds)
         request.scope["facts"].update(model=asked.model, audio_seconds=round(seconds, 3))
         if asked.stream:
@@ -125,7 +125,7 @@ def create_app(engine: Engine, settings: Settings = Settings()) -> FastAPI:  # n
         """What was heard, for a page to draw: the spectrogram, its words, and every layer's gates (``inspection.seen``)."""
         asked, audio = await _form(request, settings)
         model(asked.model)
-        seconds = await run_in_threadpool(_measured, audio, settings.max_seconds)
+        seconds = await run_in_threadpool(_measured, audio, settings.max_seconds, "file")
         whole = await _unless_gone(request, _all(engine.inspect(asked.model, audio, seconds)))
         return GONE if whole is None else JSONResponse(whole[0])
 
@@ -191,9 +191,13 @@ def _as_refusal(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, UsageError | AudioError):
-        said, limit, _ = str(error).partition("; raise --max-duration")  # which is not the client's to raise
-        return Refusal(f"{said}; split it" if limit else said)
+        return Refusal(_said(error))
     return Refusal("something broke here", 500, "internal_error")
+
+
+def _said(error: Exception) -> str:
+    said, limit, _ = str(error).partition("; raise --max-duration")  # which is not the client's to raise
+    return f"{said}; split it" if limit else said
 
 
 async def _form(request: Request, settings: Settings) -> tuple[TranscriptionRequest, bytes]:
@@ -213,9 +217,13 @@ async def _form(request: Request, settings: Settings) -> tuple[TranscriptionRequ
     return protocol.checked(named), await upload.read()
 
 
-def _measured(audio: bytes, limit: float) -> float:
-    """Seconds of an encoded clip. All of it is read once, never held whole: what is broken is refused before it waits."""
-    return sum(map(len, pieces(audio, 30.0, max_duration=limit))) / RATE
+def _measured(audio: bytes, limit: float, where: str) -> float:
+    """Seconds of an encoded clip. All of it is read once, never held whole: what is broken is refused before it waits, as what
+    came in the field ``where``."""
+    try:
+        return sum(map(len, pieces(audio, 30.0, max_duration=limit))) / RATE
+    except AudioError as error:
+        raise Refusal(f"{where}: {_said(error).removeprefix(f'<{len(audio)} bytes>: ')}", param=where) from None
 
 
 def _heard(messages: list[dict[str, Any]], limit: float) -> list[dict[str, Any]]:
@@ -230,7 +238,7 @@ def _heard(messages: list[dict[str, Any]], limit: float) -> list[dict[str, Any]]
                 source = base64.b64decode(part["input_audio"]["data"], validate=True)
             except ValueError:
                 raise Refusal(f"{where}: no base64 of an audio file; addresses are not read", param=where) from None
-            seconds += _measured(source, limit)
+            seconds += _measured(source, limit, where)
             if seconds > limit:
                 raise Refusal(f"{seconds:.0f} s of audio in one conversation, {limit:g} s are the most", param=where)
             message["content"][k] = {"type": "audio", "bytes": source}

@@ -168,6 +168,8 @@ def refused(error: Refusal) -> dict[str, Any]:
 
 def invalid(errors: Sequence[Any]) -> Refusal:
     """The first complaint of pydantic's. What was sent is not repeated."""
+    if errors[0]["type"] == "json_invalid":
+        return Refusal(f"the body is no JSON from character {errors[0]['loc'][-1]} on", 400, "invalid_value")
     where = [str(name).encode(errors="replace").decode() for name in errors[0]["loc"] if name != "body"]
     said = str(errors[0]["msg"]).removeprefix("Value error, ")
     return Refusal(f"{'.'.join(where) or 'body'}: {said}", 400, "invalid_value", ".".join(where) or None)

@@ -13,7 +13,7 @@ class CollapseAlarm:
 
     def __init__(self, steering: Steering | None, share: float = 0.9) -> None:
         self.steering, self.share = steering, share
-        self.told: set[tuple[int, int]] = set()  # layers and experts that were named already
+        self.told: set[tuple[int, int]] | None = None  # layers and experts that were named already
 
     @contextmanager
     def watching(self, step: int) -> Iterator[list[str]]:
@@ -29,10 +29,14 @@ class CollapseAlarm:
             usage = gates.flatten(0, -2).float().mean(dim=0)  # (N,)
             if float(usage.max()) > self.share:
                 over[layer, int(usage.argmax())] = float(usage.max())
+        if self.told is None and over:
+            layers = ", ".join(str(layer + 1) for layer, _ in sorted(over))
+            lines.append(f"the router has collapsed already in what this begins with: steered layer {layers}")
+            self.told = set(over)
         lines += [
             f"step {step}: the router collapses in steered layer {layer + 1}, expert {expert + 1} has a mean gate of {mean:.2f} "
             f"(more than {self.share:g}): lower rates.router"
             for (layer, expert), mean in sorted(over.items())
-            if (layer, expert) not in self.told
+            if (layer, expert) not in (self.told or ())
         ]
         self.told = set(over)  # one that recovers may be named again

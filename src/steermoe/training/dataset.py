@@ -69,6 +69,14 @@ class TrainingSet:
         return self.offers[self.part[index]] if self.offers else None
 
 
+def named(key: str, source: str, root: str | None) -> list[Example]:
+    """The examples of a source that the recipe's ``key`` names; its DataError says so."""
+    try:
+        return load_source(source, Path(root) if root else None)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
+
+
 def training_set(
     recipe: Recipe, examples: list[Example] | None = None, lost: Skipped | None = None, window: float = math.inf
 ) -> TrainingSet:
@@ -79,13 +87,13 @@ def training_set(
     """
     sources = recipe.data.sources if examples is None else [Source("examples")]
     offers = [Offer.of(source) for source in sources]
-    found = (
-        [load_source(s.source, Path(s.root) if s.root else None) for s in sources] if examples is None else [examples]
-    )
+    found = [named("data.train", s.source, s.root) for s in sources] if examples is None else [examples]
     if recipe.data.digits:
         found = [[replace(clip, text=numbers_in_digits(clip.text)) for clip in clips] for clips in found]
     part = [number for number, clips in enumerate(found) for _ in clips]
     clips, unreadable = measured([clip for clips in found for clip in clips])
+    if lost is not None:
+        lost.add([(clips[i], why) for i, why in unreadable])
     check_share(len(unreadable), len(clips), recipe.data.max_skipped, unreadable[-1][1] if unreadable else "")
     limit, words = min(recipe.data.max_clip_seconds, window), recipe.data.min_words
     fit = [clip.duration is not None and clip.duration <= limit and _words(clip) >= words for clip in clips]
@@ -93,12 +101,9 @@ def training_set(
     names = ", ".join(source.source for source in sources)
     if not kept.clips:
         raise DataError(f"{names}: no clip of at most {limit:g} s and {words} words or more")
-    if lost is not None:
-        lost.add([(clips[i], why) for i, why in unreadable])
-    left = len(clips) - len(kept.clips) - len(unreadable)
-    say(
-        f"training set: {len(kept.clips)} clips, {sum(kept.durations) / 3600:.2f} h; left out {left} (too long or too short)"
-    )
+    left, long = len(clips) - len(kept.clips) - len(unreadable), sum((clip.duration or 0) > limit for clip in clips)
+    why = f" ({long} longer than {limit:g} s, {left - long} with fewer words than {words})" if left else ""
+    say(f"training set: {len(kept.clips)} clips, {sum(kept.durations) / 3600:.2f} h; left out {left}{why}")
     for number, source in enumerate(sources):
         if number not in kept.part:
             say(f"nothing is left of {source.source}")

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from ..audio import RATE
-from ..data import load_source
 from ..errors import DataError
 from ..evaluation.scoring import HAN, normalizer, score
 from ..inference.ears import Ears, from_model
 from ..model import SteerMoEForConditionalGeneration
 from ..pretrained import auto_dtype, load_tokenizer
 from .checkpoint import latest
+from .dataset import named
 from .loop import Trainer
 from .metrics import say
 from .recipe import Recipe
@@ -62,7 +62,7 @@ def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] |
     each clip asks. Raises DataError where its texts hold no word."""
     if recipe.data.valid is None:
         return None
-    clips = load_source(recipe.data.valid, Path(recipe.data.valid_root) if recipe.data.valid_root else None)
+    clips = named("data.valid", recipe.data.valid, recipe.data.valid_root)
     clips = random.Random(0).sample(clips, min(recipe.data.valid_clips, len(clips)))
     clips.sort(key=lambda clip: clip.duration or 0.0)
     audio, texts = [clip.load() for clip in clips], [clip.text for clip in clips]
