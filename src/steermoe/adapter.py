@@ -123,10 +123,15 @@ def average(shares: dict[str, float], out: str | Path, **settings: Any) -> None:
     mixed: dict[str, Any] = {}
     for folder, share in shares.items():
         for name, tensor in (tensors := _tensors(Path(folder) / TENSORS)).items():
-            part = tensor * (share / sum(shares.values()))
-            if mixed and folder != next(iter(shares)) and (name not in mixed or mixed[name].shape != part.shape):
+            learned = tensor.is_floating_point()
+            part = tensor * (share / sum(shares.values())) if learned else tensor
+            if (
+                mixed
+                and folder != next(iter(shares))
+                and (name not in mixed or mixed[name].shape != part.shape or not (learned or mixed[name].equal(part)))
+            ):
                 raise AdapterError(f"{folder}: its {name} {tuple(part.shape)} is not that of {next(iter(shares))}")
-            mixed[name] = mixed[name] + part if name in mixed else part
+            mixed[name] = mixed[name] + part if learned and name in mixed else part
         if tensors.keys() != mixed.keys():
             raise AdapterError(f"{folder}: lacks {', '.join(sorted(mixed.keys() - tensors.keys()))}")
     if any(content["pair"] != first["pair"] for content in others):
@@ -142,7 +147,7 @@ def halve(folder: str | Path, out: str | Path) -> None:
     Raises AdapterError when it cannot be read or written, or holds a number that float16 cannot.
     """
     content, tensors = read_config(folder), _tensors(Path(folder) / TENSORS)
-    rounded = {name: tensor.half() for name, tensor in tensors.items()}
+    rounded = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     if large := [name for name, tensor in rounded.items() if not tensor.isfinite().all()]:
         raise AdapterError(f"{folder}: {large[0]} holds numbers beyond float16's 65,504; keep it as it is")
     _write(Path(out), rounded, content)
@@ -189,7 +194,16 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 # Of a config: how audio is heard, and which parts an adapter has. (A kernel is of its shape.)
 HEARD = ("silence", "pad_to_window", "pool_before_norm")
-PARTS = ("projector", "projector_experts", "context", "spelling", "prompt_vectors", "steer", "lora_rank")
+PARTS = (
+    "projector",
+    "projector_experts",
+    "context",
+    "spelling",
+    "pronunciation",
+    "prompt_vectors",
+    "steer",
+    "lora_rank",
+)
 
 
 def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> list[str]:

@@ -64,6 +64,8 @@ class SteerMoEConfig:
     """Channels of that convolution."""
     spelling: bool = False
     """Whether the lexical projector also goes by a token's letters, and so hears words that training never spoke."""
+    pronunciation: bool = False
+    """Whether it also goes by how an English dictionary says a token: with `spelling`."""
     prompt_vectors: int = 0
     """Learned vectors after a transcription's audio, in embedding space."""
     instruction: str = "Repeat the text above word for word."
@@ -100,6 +102,8 @@ class SteerMoEConfig:
             raise UsageError(f"top_k={self.top_k}: there are only num_experts={self.num_experts}")
         if self.spelling and self.projector != "lexical":
             raise UsageError(f"spelling goes with projector: lexical, not {self.projector}")
+        if self.pronunciation and not self.spelling:
+            raise UsageError("pronunciation goes with spelling: true, for what no dictionary has")
         if self.projector_experts > 1 and self.projector == "mlp":
             raise UsageError("projector_experts goes with projector: linear or lexical, not mlp")
         if self.pool_before_norm and self.projector != "linear":

@@ -94,10 +94,10 @@ class SteerMoEForConditionalGeneration(nn.Module):
         if config.projector == "lexical":
             lexicon = table if scale == 1.0 else table.detach() * scale
             written = [] if tokenizer is None else spellings(tokenizer, len(table))
-            letters = Spelling(written, llm_width).to(table.device) if config.spelling else None
+            letters = Spelling(written, llm_width, pronunciation=config.pronunciation) if config.spelling else None
             self.projector = LexicalProjector(
                 frames.out_width, lexicon, kernel, config.temperature, config.blank_penalty,
-                config.context, config.hidden, letters, behind_others(written).to(table.device) if written else None,
+                config.context, config.hidden, letters and letters.to(table.device), behind_others(written).to(table.device) if written else None,
             )  # fmt: skip
         elif config.projector == "mlp":
             self.projector = MLPProjector(frames.out_width, llm_width, kernel)
@@ -132,18 +132,25 @@ class SteerMoEForConditionalGeneration(nn.Module):
         device: str = "cpu",
         dtype: torch.dtype | str | None = None,
         llm_elsewhere: bool = False,
+        filled: bool = False,
         **config: Any,
     ) -> SteerMoEForConditionalGeneration:
         """A new, untrained adapter between two pretrained models (names as in ``pretrained.resolve``).
 
-        ``llm_elsewhere``: of an LLM that another process runs only the embeddings are loaded.
+        ``llm_elsewhere``: of an LLM that another process runs only the embeddings are loaded. ``filled``: an adapter's tensors come next.
         """
         from .pretrained import auto_dtype, load_embeddings, load_llm
 
         dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
         load = load_embeddings if llm_elsewhere else load_llm
-        return cls(settings, load_frames(settings, dtype), load(llm, dtype)).to(device)
+        model = cls(settings, load_frames(settings, dtype), load(llm, dtype))
+        if settings.pronunciation and not filled:
+            from .pronunciation import pronounced
+
+            spelling: Any = model.projector.spelling
+            spelling.tell(pronounced(model.tokenizer, model.audio_token_id))
+        return model.to(device)
 
     def _steer(self, h: Tensor, layer: int) -> Tensor:
         """After an encoder layer; not while another model, with an adapter of its own, uses the same encoder."""

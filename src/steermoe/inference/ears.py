@@ -230,7 +230,7 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {k: v for k, v in vars(config).items() if k not in ("encoder", "llm")}
     model = SteerMoEForConditionalGeneration.from_pair(
-        config.encoder, config.llm, device=device, dtype=dtype, llm_elsewhere=llm_elsewhere, **settings
+        config.encoder, config.llm, device=device, dtype=dtype, llm_elsewhere=llm_elsewhere, filled=True, **settings
     )
     return _filled(model, content, folder, str(adapter))
 
