@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from steermoe.adapter import read_config
 from steermoe.config import build
 from steermoe.data import Example, load_source
 from steermoe.evaluation.gap import run as gap
@@ -28,14 +29,18 @@ from steermoe.evaluation.listener import Adapter
 from steermoe.evaluation.predictions import append
 from steermoe.evaluation.suites import Options
 from steermoe.inference.ears import Ears, load
+from steermoe.inference.find import find_adapter
 from steermoe.training.distill import Teacher
 from steermoe.training.metrics import whole_lines
 from steermoe.training.objectives import divergence
 from steermoe.training.recipe import Recipe
 from steermoe.training.run import train
 
-MODEL = {"encoder": "openai/whisper-base", "llm": "HuggingFaceTB/SmolLM2-135M-Instruct", "temperature": 0.3}
 START: str | None = "tiny"
+MODEL = {
+    **read_config(find_adapter("tiny"))["config"],
+    "temperature": 0.3,
+}  # a mixture of tokens, through which `ce` has a gradient
 REPEAT = "Repeat the text above word for word."
 PROMPTS = {
     "ctc": [REPEAT],

@@ -32,7 +32,9 @@ from steermoe.data import load_source
 from steermoe.data.augment import add_noise
 from steermoe.data.texts import simple_texts
 from steermoe.data.tts import FLITE, FLITE_LIB, Flite
+from steermoe.errors import UsageError
 from steermoe.evaluation import scoring
+from steermoe.evaluation.listener import adapter_digest
 from steermoe.inference.ears import Ears, load
 from steermoe.inspection import gates_of
 from steermoe.packages import unpacked
@@ -169,6 +171,9 @@ def ablate(ears: Ears, clips: int, done: dict[str, Any], save: Any) -> dict[str,
         print(name, done[name], flush=True)
         save()
 
+    if done.get("adapter", adapter_digest(ears)) != adapter_digest(ears):
+        raise UsageError("what was computed is of another adapter: give another --out")
+    done["adapter"] = adapter_digest(ears)
     done["whole"] = {"wer": scoring.rate(whole), "interval": scoring.interval(whole), "clips": len(texts)}
     for strength in STRENGTHS:
         measure(f"scale {strength:g}", steering.scaled(strength))

@@ -175,7 +175,7 @@ def load(url: str, asks: dict[str, list[Ask]], clients: int, each: int) -> dict[
     before, start = _sent_away(url), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(run, plans))
-    took, times = time.perf_counter() - start, [s for kind in seconds.values() for s in kind]
+    took, times = time.perf_counter() - start, [s for kind, each in seconds.items() if kind != "refused" for s in each]
     rows = {kind: {**_spread(seconds[kind]), "not as alone": other[kind]} for kind in asks if seconds[kind]}
     return {
         "clients": clients,

@@ -93,7 +93,7 @@ def measure(frames: Any, seconds: float, runs: int) -> dict[str, float]:
                     times[name].append(took)
     with steering.disabled():
         kept_plain = saved_bytes(lambda: frames.leave(x.clone().requires_grad_(), entered, 0))
-    kept_steered = saved_bytes(lambda: frames.leave(x, entered, 0))
+    kept_steered = saved_bytes(lambda: frames.leave(x.clone().requires_grad_(), entered, 0))  # both from the same place
     attached.remove()
     overhead = median(s / p for s, p in zip(times["steered"], times["plain"], strict=True))
     return {"time": overhead, "plain": median(times["plain"]), "kept": kept_steered / kept_plain,

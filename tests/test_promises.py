@@ -308,7 +308,7 @@ def test_promise_6_tensors_round_trip_bit_exact(make: Make, tmp_path: Path) -> N
         assert tensor.numpy().tobytes() == again.adapter_state()[name].numpy().tobytes()
 
 
-@pytest.mark.parametrize("how", ["plain", "augmented", "kept", "copy"])
+@pytest.mark.parametrize("how", ["plain", "augmented", "kept", "copy", "accumulated"])
 def test_promise_6_interrupted_and_resumed_is_never_interrupted(
     recipe: Values, tmp_path: Path, monkeypatch: Any, how: str
 ) -> None:
@@ -316,6 +316,7 @@ def test_promise_6_interrupted_and_resumed_is_never_interrupted(
     recipe["data"] |= {"augment": how in ("augmented", "kept"), "codec": 0.5 * (how in ("augmented", "kept"))}
     for stage in recipe["stages"]:
         stage["keep_frames"] = how == "kept"
+        stage["accumulate"] = 2 if how == "accumulated" else 1
     if how == "copy":
         recipe["stages"][1]["objectives"] = {"copy": 1.0}
     whole = train({**recipe, "out": str(tmp_path / "whole")}).adapter_state()
@@ -393,7 +394,7 @@ def test_promise_7_training_never_cuts_a_clip(recipe: Values, tmp_path: Path, sp
     recipe["data"]["train"].append(str(tmp_path / "long.jsonl"))
     recipe["stages"] = [{**recipe["stages"][0], "steps": 1}]
     train(recipe)
-    assert "12 clips" in (said := capsys.readouterr().err) and "left out 1 (too long" in said
+    assert "12 clips" in (said := capsys.readouterr().err) and "left out 1 (1 longer than 30 s" in said
     recipe["data"] |= {"train": [str(tmp_path / "long.jsonl")], "max_clip_seconds": 40}
     with pytest.raises(DataError, match="no clip of at most 30 s"):
         train({**recipe, "out": str(tmp_path / "other")})

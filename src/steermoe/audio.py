@@ -25,6 +25,7 @@ MAX_DURATION = 7200.0  # seconds
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64")
 RATES = (2_000, 768_000)  # what a header may claim, in Hz
 STREAM = 0x7FFF0000  # bytes: what a header that was never finished claims, or more
+UNKNOWN = 1 << 60  # frames: what libsndfile says of a length that a header does not
 BLOCK = 1 << 20  # samples read at a time
 QUIET = 0.05  # seconds: a cut is made in the middle of the quietest stretch of this length
 FLAC = b"fLaC\0\0\0\x22"  # how each begins
@@ -170,6 +171,11 @@ def _opened(source: Any, name: str, heard: bool = True) -> Any:
         if heard and file.format == "OGG" and (why := ogg.wrong(_bytes(handle))):
             file.close()
             raise AudioError(f"{name}: {why}")
+        if file.format == "FLAC" and not 0 < file.frames < UNKNOWN:  # libsndfile cannot read those to the end
+            file.close()
+            raise AudioError(
+                f"{name}: a FLAC that does not say how long it is, as a stream's; convert it: flac -d, then flac"
+            )
         if heard and file.format == "FLAC" and _bytes(handle).find(FLAC, 1) > 0:
             file.close()
             raise AudioError(f"{name}: holds several recordings one behind another; split it")
@@ -207,7 +213,7 @@ def _part(
     frames: int, rate: int, start: float | None, end: float | None, max_duration: float, name: str
 ) -> tuple[int, int | None]:
     """First and last frame asked for; the last is None where the header does not know the length."""
-    known = 0 < frames < 1 << 60  # a stream's header holds 0 or the largest number there is
+    known = 0 < frames < UNKNOWN  # a stream's header holds 0 or the largest number there is
     first, last = round((start or 0.0) * rate), None if end is None else round(end * rate)
     if first < 0 or (last is not None and last <= first):
         raise AudioError(f"{name}: start={start}, end={end} is no part; it needs 0 <= start < end (seconds)")

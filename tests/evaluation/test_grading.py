@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe.evaluation import aqa, gap, grading
-from steermoe.evaluation.grading import choice_of, exact, names_only, plain
+from steermoe.evaluation.breakdown import shown
+from steermoe.evaluation.grading import accuracy, choice_of, exact, names_only, plain
 
 CHOICES = ["a dog", "a cat", "Rain"]
 
@@ -96,3 +97,13 @@ def test_groups_equal_a_second_computation(told: list[tuple[str, bool]]) -> None
 
 def test_plain() -> None:
     assert plain("The Twenty-One Dogs!") == "21 dogs" and plain("A") == "a" and plain("...") == ""
+
+
+@pytest.mark.parametrize(("n", "sure"), [(500, 0.0074), (62, 0.0578), (1, 0.975)])  # Clopper and Pearson's, from tables
+def test_all_right_or_all_wrong_is_not_certain(n: int, sure: float) -> None:
+    assert accuracy([True] * n)["interval"] == [pytest.approx(1 - sure, abs=1e-4), 1.0]
+    assert accuracy([False] * n)["interval"] == [0.0, pytest.approx(sure, abs=1e-4)]
+
+
+def test_a_probability_is_no_percentage() -> None:
+    assert shown("p_value", 0.002) == "0.002" and shown("gap", 0.096) == "+9.6 points" and shown("f1", 0.2) == "20.0 %"

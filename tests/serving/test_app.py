@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,16 +195,33 @@ LINK = {"type": "input_audio", "input_audio": {"data": "http://127.0.0.1/a.wav",
         LINK,
     ],
 )
-def test_no_path_and_no_address_is_read(ask: OpenAI, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_path_and_no_address_is_read(
+    ask: OpenAI, part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from steermoe import audio
 
     def never(*_: Any) -> None:
         raise AssertionError("a path was looked at")
 
     monkeypatch.setattr(audio, "_check_file", never)
-    with pytest.raises(openai.BadRequestError) as refused:
-        ask.chat.completions.create(model="tiny", messages=user(part))
-    assert refused.value.type == "invalid_request_error"
+    (tmp_path / "a.wav").write_bytes(wav(speechlike(0.5)))  # both are there, and could be heard
+    reached: list[str] = []
+
+    class Serves(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            reached.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write((tmp_path / "a.wav").read_bytes())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Serves) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        text = json.dumps(part).replace("/etc/hostname", str(tmp_path / "a.wav"))
+        text = text.replace("http://127.0.0.1/", f"http://127.0.0.1:{server.server_port}/")
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask.chat.completions.create(model="tiny", messages=user(json.loads(text)))
+        server.shutdown()
+    assert refused.value.type == "invalid_request_error" and not reached
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_logs_hold_no_content(url: str, clip: Clip, caplog: pytest.LogCaptureFix
         model="tiny", messages=secret, max_tokens=4, extra_headers={"X-Request-ID": "mine-1"}
     )
     assert answer.headers["x-request-id"] == "mine-1" and answer.parse().id == "chatcmpl-mine-1"
-    ask.audio.transcriptions.create(model="tiny", file=("geheim.wav", clip(1.0)))
+    heard = ask.audio.transcriptions.create(model="tiny", file=("geheim.wav", clip(1.0))).text
     with pytest.raises(openai.NotFoundError):
         ask.chat.completions.create(model="geheim", messages=secret)
     with pytest.raises(openai.BadRequestError):
@@ -95,7 +95,13 @@ def test_logs_hold_no_content(url: str, clip: Clip, caplog: pytest.LogCaptureFix
     # The line is written after the last byte of the answer: one more request, so that all are there.
     requests.get(f"{url}/v1/models/tiny")
     lines = [json.loads(Lines().format(record)) for record in caplog.records if record.name == "steermoe.serving"]
-    assert not [line for line in lines if "geheim" in json.dumps(line)]
+    written = answer.parse().choices[0].message.content
+    assert heard and written
+    for text in ("geheim", heard, written):
+        assert not [line for line in lines if json.dumps(text)[1:-1] in json.dumps(line)] and text not in caplog.text
+    known = {"time", "level", "event", "request_id", "method", "path", "status", "seconds", "model", "audio_seconds",
+             "prompt_tokens", "completion_tokens"}  # fmt: skip
+    assert set().union(*lines) <= known  # what else a line told might be content
     seen = [(line["path"], line["status"]) for line in lines]
     assert seen[:5] == [
         ("/v1/chat/completions", 200),

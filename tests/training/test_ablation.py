@@ -38,7 +38,7 @@ def test_every_row_is_a_recipe_of_its_own(bench: Any, tmp_path: Path) -> None:
     assert {r.stages[0].steps for r in recipes.values()} == {5}
     assert recipes["warm ce mlp"].init_from == recipes["8 experts"].out + "/adapter"
     assert recipes["ce linear"].stages[0].objectives == {"ce": 1.0} and recipes["ce linear"].init_from is None
-    assert recipes["ce lexical"].stages[0].objectives == {"ctc": 1.0, "ce": 1.0}
+    assert recipes["ctc lexical"].stages[0].objectives == {"ctc": 1.0}
     assert recipes["static"].stages[0].trains == ["projector"]
 
 

@@ -23,10 +23,18 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
+def shown(metric: str, value: float | None) -> str:
+    """A metric's value: a share, a difference of two, or a probability."""
+    if value is None or metric not in ("gap", "p_value"):
+        return percent(value)
+    return f"{value:.3f}" if metric == "p_value" else f"{100 * value:+.1f} points"
+
+
 def breakdown(name: str, rows: Sequence[Row], normalizer: str) -> str:
     """Insertions, deletions and substitutions of every column; WER by duration, and by speaker where they are known."""
-    heard = [r for r in rows if OWN in r and "error" not in r]
     normalize = scoring.normalizer(normalizer)
+    # As in the rates: where the normaliser leaves no word of the reference, nothing is counted.
+    heard = [r for r in rows if OWN in r and "error" not in r and normalize(r["reference"]).strip()]
     said = [normalize(r["reference"]) for r in heard]
     lines = []
     for column in heard[0]["by"] if heard else []:
@@ -80,7 +88,7 @@ def answers(runs: Sequence[Run], name: Callable[[Run], str]) -> str:
                 f'<th scope="row">{escape(column)}: what went wrong</th><td colspan="4">{escape(", ".join(told))}</td>'
             )
             lines += [f"<tr>{cells}</tr>"] if told else []
-        lines += [row(key.replace("_", " "), ["", percent(value), "", ""]) for key, value in run["metrics"].items()
+        lines += [row(key.replace("_", " "), ["", shown(key, value), "", ""]) for key, value in run["metrics"].items()
                   if key != "accuracy"]  # fmt: skip
     head = ["Questions", "Number", "Right", "95 % interval", "Speed"]
     return table("Answers judged right or wrong; higher is better, but for error rates.", head, lines)

@@ -26,7 +26,7 @@ def data_uri(kind: str, content: bytes) -> str:
 def worst_clips(rows: Sequence[Row], normalizer: str = "english", count: int = WORST) -> list[Row]:
     """The ``count`` rows with the most word errors after ``normalizer``: those that cost the corpus rate most."""
     normalize = scoring.normalizer(normalizer)
-    heard = [r for r in rows if OWN in r]
+    heard = [r for r in rows if OWN in r and normalize(r["reference"]).strip()]
     counts = scoring.count_words([normalize(r["reference"]) for r in heard], [normalize(r[OWN]) for r in heard])
     wrong = scoring.errors(counts)
     order = sorted(range(len(heard)), key=lambda i: (-wrong[i], heard[i]["id"]))

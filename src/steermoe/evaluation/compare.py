@@ -46,6 +46,10 @@ def compare_runs(before: Path, after: Path) -> dict[str, Any]:
         was, now = (run.get(key) for run in told)
         if was != now:
             raise UsageError(f"{before} has {key} {was}, {after} has {now}: only like runs can be compared")
+    if told[0]["suite"] == "tools":
+        raise UsageError(
+            f"{before} and {after} are of the suite tools, whose calls are not compared one by one: see their intervals"
+        )
     found = compare(told[0]["predictions"], told[1]["predictions"], told[0].get("normalizer") or "none")
     wrong = "accuracy" in told[0]["metrics"]
     return {"suite": told[0]["suite"], "measure": "wrong answers" if wrong else "WER",

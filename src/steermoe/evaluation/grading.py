@@ -65,6 +65,10 @@ def accuracy(right: Sequence[bool]) -> dict[str, Any]:
     """``n``, ``accuracy`` and its bootstrap ``interval``."""
     counts = scoring.verdicts(right)
     low, high = scoring.interval(counts)
+    if len(right) and all(right):
+        high = scoring.sure(len(right))
+    if len(right) and not any(right):
+        low = 1 - scoring.sure(len(right))
     return {"n": len(right), "accuracy": 1 - scoring.rate(counts), "interval": [1 - high, 1 - low]}
 
 

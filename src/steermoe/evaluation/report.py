@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import DataError, UsageError
 from . import predictions
-from .breakdown import answers, breakdown, untouched
+from .breakdown import answers, breakdown, shown, untouched
 from .clips import MOST_AUDIO, WORST, Players, costliest, data_uri, worst_clips, wrong_answers
 from .compare import compare
 from .page import page, row, section, table
@@ -101,7 +101,7 @@ def _header(title: str, runs: Sequence[Mapping[str, Any]]) -> str:
 def _tiles(run: Mapping[str, Any]) -> str:
     metrics = run["metrics"]
     if "wer" not in metrics:
-        tiles = [(METRICS.get(key, key.replace("_", " ")), _percent(value), "") for key, value in metrics.items()][:4]
+        tiles = [(METRICS.get(key, key.replace("_", " ")), shown(key, value), "") for key, value in metrics.items()][:4]
         return _as_tiles(tiles)
     low, high = run["interval"]["wer"]
     tiles = [("WER", _percent(run["metrics"]["wer"]), f"95 % interval {_percent(low)} to {_percent(high)}"),
@@ -189,7 +189,7 @@ def _comparisons(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             rows.append(row(name, [_percent(old), _percent(new), f'<span class="{tone}">{change}</span>']))
         text = table(f"{data or 'The same data'}, before and after; relative change in brackets.",
                      ["", escape(_name(before)), escape(_name(after)), "Change"], rows)  # fmt: skip
-        if before.get("predictions") and after.get("predictions"):
+        if before.get("predictions") and after.get("predictions") and before["suite"] != "tools":
             tested = compare(Path(before["predictions"]), Path(after["predictions"]), normalizer or "none")
             low, high = tested["interval"]
             text += (f'<p class="soft">Paired bootstrap over {tested["n"]:,} clips: the errors change by '

@@ -9,6 +9,7 @@ from ..data import Example
 from ..errors import UsageError
 from ..inference.ears import Ears, load
 from . import asr
+from .breakdown import percent, shown
 from .collect import Shard
 from .listener import Adapter, Listener
 from .predictions import read_run
@@ -45,6 +46,8 @@ def evaluate(arguments: Any) -> dict[str, Any]:
     for flag, suites in {"heard": ("asr",), "baseline": ("asr", "silence"), "tool-choice": ("tools",)}.items():
         if given[flag] and arguments.suite not in suites:
             raise UsageError(f"--{flag}: goes with --suite {' or '.join(suites)}, not {arguments.suite}")
+    if arguments.against and arguments.suite == "tools":
+        raise UsageError("--against: calls of the suite tools are not compared one by one: see the intervals")
     examples, data = examples_for(arguments.suite, arguments.data, arguments.root, arguments.limit)
     names = ("root", "limit", "normalizer", "batch_size", "baseline", "heard", "tool_choice", "out")
     options = Options(examples, data, **{name: getattr(arguments, name) for name in names}, shard=shard)
@@ -115,10 +118,12 @@ def _rates(result: dict[str, Any]) -> list[str]:
 
 
 def _accuracies(result: dict[str, Any]) -> list[str]:
-    lines = [f"{name:32}{value:>8.1%}" for name, value in result["metrics"].items() if value is not None]
-    lines += [f"{name + ': accuracy':32}{part['accuracy']:>8.1%}" for name, part in result.get("columns", {}).items()]
+    lines = [f"{name:32}{shown(name, value):>12}" for name, value in result["metrics"].items() if value is not None]
+    lines += [
+        f"{name + ': accuracy':32}{percent(part['accuracy']):>12}" for name, part in result.get("columns", {}).items()
+    ]
     for name, part in result.get("groups", {}).items():
-        lines.append(f"  {name:30}{part['accuracy']:>8.1%}  of {part['n']}")
+        lines.append(f"  {name:30}{percent(part['accuracy']):>12}  of {part['n']}")
     if "interval" in result:
         low, high = result["interval"]["accuracy"]
         lines.append(f"95 % interval of the accuracy: {low:.1%} to {high:.1%}")

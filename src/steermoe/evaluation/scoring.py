@@ -173,6 +173,12 @@ def interval(counts: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES
     return float(low), float(high)
 
 
+def sure(n: int, level: float = 0.95) -> float:
+    """The greatest rate at which ``n`` trials without an error are no surprise (Clopper and Pearson, 1934): resampled, they never
+    have one."""
+    return float(1 - ((1 - level) / 2) ** (1 / n))
+
+
 def paired_interval(
     a: np.ndarray, b: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:

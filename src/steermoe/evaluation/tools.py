@@ -262,8 +262,7 @@ def measure(rows: Sequence[Row], tasks: Sequence[ToolTask], columns: Sequence[st
         ]
         right = np.array([cause == "right" for cause in causes])
         # As scoring counts words: a task is one, a hit or a substitution.
-        rights[column] = counts = np.stack([right, ~right, 0 * right, 0 * right], axis=1).astype(np.int64)
-        low, high = scoring.interval(counts)
+        rights[column] = np.stack([right, ~right, 0 * right, 0 * right], axis=1).astype(np.int64)
         hits, given, wanted = np.sum(
             [slots(r[column]["calls"], t.accepted, t.compare) for r, t in pairs], axis=0
         ).tolist()
@@ -272,7 +271,7 @@ def measure(rows: Sequence[Row], tasks: Sequence[ToolTask], columns: Sequence[st
         found[column] = {
             "n": len(pairs),
             "exact": float(right.mean()),
-            "interval": [1 - high, 1 - low],
+            "interval": accuracy(right.tolist())["interval"],
             "f1": 2 * hits / (given + wanted) if given + wanted else 1.0,
             "causes": dict(Counter(causes).most_common()),
             "groups": {
