@@ -130,7 +130,7 @@ class LexicalProjector(nn.Module):
 
     def _rows(self, ids: Tensor) -> Tensor:
         """(C, D_llm), float32: the directions of embeddings, and what spellings add to them."""
-        rows = F.normalize(self.table.to(ids.device)[ids].float(), dim=-1)
+        rows = F.normalize(self.table[ids.to(self.table.device)].to(ids.device).float(), dim=-1)
         return rows if self.spelling is None else self.spelling(ids, rows)
 
     def share_rows(self, other: LexicalProjector) -> None:

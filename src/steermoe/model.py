@@ -307,7 +307,9 @@ class SteerMoEForConditionalGeneration(nn.Module):
         """The LLM's logits (B, K, V) over what labels need, all where there are none; and the labels (B, K - 1) they foretell."""
         first, cache, begin = 0, None, input_ids.new_zeros(0)
         if labels is not None and self.share_beginning and len(input_ids) > 1:
-            inside = (input_ids == self.audio_token_id).sum(1).max() * max(map(len, audios), default=0)
+            inside = (input_ids == self.audio_token_id).sum(1).max() * (
+                max(map(len, audios), default=0) + with_prompt * len(self.prompt_vectors)
+            )
             if full_attention(self.llm, input_ids.shape[1] + int(inside)):
                 begin = beginning(self.llm, input_ids, attention_mask, labels)
         embeds, mask, marks = self.splice(input_ids, attention_mask, audios, labels, with_prompt, len(begin))

@@ -5,6 +5,7 @@ Shapes: B prompts, S tokens of the longest with its audio, D_llm the LLM's width
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -17,9 +18,29 @@ from .errors import UsageError
 IGNORED = -100  # label value that no loss counts
 
 
+STATES = (
+    "rwkv",
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+    "recurrent_gemma",
+    "xlstm",
+)  # whose configs do not tell it by layer
+
+
 def only_attends(config: Any) -> bool:
     """Whether every layer of an LLM attends, so that its cache can be cut back anywhere: a recurrent state cannot."""
-    return set(getattr(config, "layer_types", None) or ["full_attention"]) <= {"full_attention", "sliding_attention"}
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ["full_attention"]
+    return set(kinds) <= {"full_attention", "sliding_attention", "attention"} and config.model_type not in STATES
+
+
+def border(config: Any) -> int | None:
+    """The number of tokens past which an LLM turns all its keys otherwise (LongRoPE, Phi-3's), None: it never does."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    told = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return None if told is None else int(told)
 
 
 def full_attention(llm: Any, length: int) -> bool:
@@ -27,7 +48,13 @@ def full_attention(llm: Any, length: int) -> bool:
     the cache can be cut back: not where layers are recurrent, or their sliding window is shorter than that."""
     config = llm.config.get_text_config()
     sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return only_attends(config) and (not sliding or length <= sliding)
+    # By ALiBi, in GPT-Neo's windows, or without positions to be told, a token's place is its slot in the cache: padding would move it.
+    by_slot = getattr(config, "alibi", False) or config.model_type == "gpt_neo"
+    placed = not by_slot and "position_ids" in inspect.signature(llm.forward).parameters
+    turned = border(config)
+    return (
+        placed and only_attends(config) and (not sliding or length <= sliding) and (turned is None or length <= turned)
+    )
 
 
 def splice(

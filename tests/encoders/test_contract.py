@@ -355,3 +355,18 @@ def test_the_support_table_has_every_family() -> None:
         if family not in REFUSED:
             passed, of = row.split("|")[3].split(" of ")
             assert int(passed) == int(of) > 8, row
+
+
+@pytest.mark.parametrize("name", ["fireredasr", "wav2vec2-bert", "speech_to_text"])
+def test_the_rate_is_that_of_a_long_clip(name: str, speech: Speech) -> None:
+    """Spectra lose an edge, once a clip and not once a second."""
+    frames = wrap(*build({**FIRST, **SECOND}[name]))
+    _, lengths = frames(*frames.features([speech(2.0), speech(8.0)]))
+    assert frames.rate == pytest.approx(float(lengths[1] - lengths[0]) / 6, abs=0.2) and frames.rate in (25.0, 50.0)
+
+
+def test_an_encoder_of_another_rate_is_refused() -> None:
+    encoder, extractor = build(FIRST["wav2vec2"])
+    extractor.sampling_rate = 24_000
+    with pytest.raises(UsageError, match="hears 24000 Hz, and audio comes to encoders at 16000 Hz"):
+        wrap(encoder, extractor)

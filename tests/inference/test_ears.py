@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from steermoe.audio import windows
 from steermoe.errors import AdapterError, AudioError, UsageError
 from steermoe.inference.decoding import greedy
 from steermoe.inference.ears import Ears, load
@@ -304,3 +306,19 @@ def test_nan_never_reaches_the_model(ears: Ears) -> None:
 def test_a_run_s_folder_means_the_adapter_in_it(ears: Ears, tmp_path: Path) -> None:
     ears.model.save_adapter(tmp_path / "run" / "adapter")
     assert find_adapter(tmp_path / "run") == find_adapter(tmp_path / "run" / "adapter") == tmp_path / "run" / "adapter"
+
+
+def test_windows_are_joined_with_a_space_and_silent_ones_say_nothing(ears: Ears, monkeypatch: Any) -> None:
+    projector: Any = ears.model.projector
+    first, behind = ears.processor.tokens("very"), ears.processor.tokens(" very")
+    turned = torch.arange(len(projector.table))
+    turned[first[0]] = behind[0]
+    monkeypatch.setattr(projector, "behind", turned)
+    rows = {i: projector.table[torch.tensor(ids)] for i, ids in enumerate((first, behind))}
+    nothing = torch.zeros(1, projector.table.shape[1])
+    joined = ears._joined([(rows[0], first), (nothing, []), (rows[0], first)])
+    assert torch.equal(joined, torch.cat([rows[0], projector.table[behind[:1]], rows[0][1:]]))
+    assert torch.equal(ears._joined([(nothing, []), (nothing, [])]), nothing)
+    clip = np.concatenate([speechlike(2.0, seed=i) for i in range(30)])
+    parts = [ears.hear(w, sampling_rate=16_000) for w in windows(clip, ears.model.frames.window)]
+    assert len(parts) > 1 and ears.hear(clip, sampling_rate=16_000) == " ".join(filter(None, parts))

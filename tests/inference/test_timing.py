@@ -116,3 +116,30 @@ def test_words_are_where_people_say_them() -> None:
     for start, end in spoken:
         inside = [word for word in words if start - 0.1 <= word.start <= end]
         assert abs(inside[0].start - start) < 1.0 and abs(inside[-1].end - end) < 1.0
+
+
+class Stripping:
+    """As SentencePiece's decoders: the space before a word is in the piece, and not in what is decoded."""
+
+    pieces = ("\u2581the", "\u2581qu", "ick", "\u2581fox", "你", "好")
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return self.pieces[token]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(self.pieces[t] for t in tokens).replace("\u2581", " ").strip()
+
+
+def test_words_begin_where_pieces_say_so_or_characters_stand_alone() -> None:
+    best = torch.tensor([-1, 0, -1, 1, 2, -1, -1, 3, -1, 4, -1, -1, 5, -1])
+    read = Likeliest(
+        torch.where(best >= 0, -0.1, -9.0)[:, None], best.clamp_min(0)[:, None], torch.where(best >= 0, -5.0, -0.01)
+    )
+    told = words_heard(read, Stripping(), 10.0)
+    assert [(word.text, round(word.start, 1)) for word in told] == [
+        ("the", 0.1),
+        ("quick", 0.3),
+        ("fox", 0.7),
+        ("你", 0.9),
+        ("好", 1.2),
+    ]

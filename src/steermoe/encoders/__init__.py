@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..audio import RATE
 from ..errors import UsageError
 from .fireredasr import FireRedFrames
 from .frames import EncoderFrames
@@ -34,4 +35,9 @@ def wrap(
         raise UsageError(
             f"{'pad_to_window' if pad_to_window else 'silence'} is Whisper's; {kind!r} takes its input as its extractor makes it"
         )
-    return FAMILIES.get(kind, EncoderFrames)(encoder, extractor, layers)
+    frames = FAMILIES.get(kind, EncoderFrames)(encoder, extractor, layers)
+    if frames.sampling_rate != RATE:
+        raise UsageError(
+            f"{kind!r} hears {frames.sampling_rate} Hz, and audio comes to encoders at {RATE} Hz; choose one of that rate"
+        )
+    return frames

@@ -113,8 +113,8 @@ class EncoderFrames(nn.Module):
         self.stage = told.index(h.shape[1]) if h.shape[1] in told else None
         self.rate = h.shape[1] / (self.window if self.fixed else 1.0)
         if self.stage is not None and not self.fixed:  # without what the edges of a second cost
-            second = features.shape[1]
-            self.rate = (self.output_lengths(11 * second)[self.stage] - self.output_lengths(second)[self.stage]) / 10
+            first, second = features.shape[1], long[self.time_axis] - short[self.time_axis]
+            self.rate = (self.output_lengths(first + 10 * second)[self.stage] - told[self.stage]) / 10
         told_apart = self.stage is not None and self.mask_name is not None and not self.packed
         self.pads = self.fixed or (told_apart and not self._leaks(noise))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,26 @@ class Ears(Transcriber):
         """What the LLM is given of each audio (16 kHz mono, any length): (S_i, D_llm). A few windows are heard at a time, and
         the number of tokens that they gave is told."""
         windowed = [windows(audio, self.model.frames.window) for audio in audios]
-        flat, heard = [window for cut in windowed for window in cut], list[torch.Tensor]()
+        flat, heard = [window for cut in windowed for window in cut], list[tuple[torch.Tensor, list[int] | None]]()
         for start in range(0, len(flat), BATCH):
             with torch.inference_mode():
-                heard += self.listen(self._on_device(self.processor.features(flat[start : start + BATCH])))[0]
-            yield sum(map(len, heard[start:]))
+                found, tokens, _ = self.listen(self._on_device(self.processor.features(flat[start : start + BATCH])))
+                heard += zip(found, tokens or repeat(None, len(found)), strict=True)
+            yield sum(len(audio) for audio, _ in heard[start:])
         rows = iter(heard)
-        return [torch.cat([next(rows) for _ in cut]) for cut in windowed]
+        return [self._joined([next(rows) for _ in cut]) for cut in windowed]
+
+    @torch.inference_mode()
+    def _joined(self, rows: list[tuple[torch.Tensor, list[int] | None]]) -> torch.Tensor:
+        """What windows of one audio gave, end to end: those without a word say nothing, and the first word of others has its space."""
+        said = [row for row in rows if row[1] != []] or rows[:1]
+        projector, parts = self.model.projector, [audio for audio, _ in said]
+        if isinstance(projector, LexicalProjector) and projector.behind is not None and projector.temperature == 0:
+            for i, (audio, tokens) in enumerate(said[1:], start=1):
+                if tokens:
+                    first = projector.table[projector.behind[tokens[:1]].to(projector.table.device)]
+                    parts[i] = torch.cat([first.to(audio), audio[1:]])
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def hear(self, audio: Any, *, sampling_rate: int | None = None, batch_size: int = BATCH) -> str | list[str]:
@@ -189,8 +203,8 @@ class Ears(Transcriber):
             inputs = self._on_device(self.processor.features(flat[start : start + batch_size]))
             rows += projector(*self.model.encode(inputs["input_features"], inputs["feature_lengths"])).tokens or []
         queue = iter(rows)
-        heard = [[token for _ in cut for token in next(queue)] for cut in windowed]
-        texts = [self.processor.tokenizer.decode(ids).strip() for ids in heard]
+        heard = [[self.processor.tokenizer.decode(next(queue)).strip() for _ in cut] for cut in windowed]
+        texts = [" ".join(filter(None, parts)) for parts in heard]
         return texts if many else texts[0]
 
 

@@ -8,6 +8,7 @@ computed once.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, MutableMapping, Sequence
 from itertools import takewhile
 from threading import Lock
@@ -20,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from ..errors import UsageError
-from ..splice import full_attention, only_attends
+from ..splice import border, full_attention, only_attends
 
 Slot = int | tuple[str, int]
 FEW = 8  # new slots: what has more is fed by itself, so that the others are not padded to its length
@@ -87,7 +88,8 @@ class Held:
         self.most = getattr(self.config, "max_position_embeddings", None)
         # Attention's cache can be cut back anywhere if every layer keeps everything, also those that look at a window
         # only; a recurrent state cannot: there a prompt continues the last one, or begins anew.
-        self.divisible = only_attends(self.config)
+        self.divisible, self.border = only_attends(self.config), border(self.config)
+        self.placed = "position_ids" in inspect.signature(llm.forward).parameters
         self.forget()
 
     def forget(self) -> None:
@@ -101,6 +103,9 @@ class Held:
         """
         if self.most is not None and len(wanted) > self.most:
             raise too_long(len(wanted), self.most)
+        if self.border is not None and self.slots and (len(self.slots) <= self.border < len(wanted)
+                                                       or len(wanted) <= self.border < len(self.slots)):  # fmt: skip
+            self.forget()
         same = _alike(self.slots, wanted[:-1])
         if same < len(self.slots):
             if self.divisible and same:
@@ -108,7 +113,7 @@ class Held:
                 del self.slots[same:]
             else:
                 self.forget()
-        if not self.slots and self.divisible:
+        if not self.slots and self.divisible and self.border is None:
             self.slots, layers = Beginnings.of(self.llm).find(wanted[:-1])
             for i, (keys, values) in enumerate(layers):
                 self.cache.update(keys, values, i)
@@ -121,14 +126,26 @@ class Held:
         ``audios`` are vectors (S, D_llm) by digest. Raises UsageError as ``keep`` does.
         """
         new = wanted[self.keep(wanted) :]
+        # Upon a state, several tokens at once are not what they are one by one in every family (Jamba).
+        size = len(new) if self.divisible or not self.slots else 1
         try:
-            out = self.llm(**self.inputs(new, audios), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            for start in range(0, len(new), size):
+                part = new[start : start + size]
+                inputs = self.inputs(part, audios)
+                if self.placed and not self.divisible:
+                    at = torch.arange(
+                        len(self.slots), len(self.slots) + len(part), device=next(iter(inputs.values())).device
+                    )
+                    inputs["position_ids"] = at[None]
+                out = self.llm(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+                self.cache = getattr(out, "past_key_values", None)
+                self.slots += part
         except BaseException:  # half fed: nobody knows what the layers hold
             self.forget()
             raise
-        self.cache = out.past_key_values
-        self.slots += new
-        if self.divisible and len(new) >= WORTH:
+        if self.cache is None:  # its state is not given out (Mamba): the next time it begins anew
+            self.forget()
+        elif self.divisible and self.border is None and len(new) >= WORTH:
             Beginnings.of(self.llm).keep(self.slots, self.cache)
         return out.logits[0, -1].float()
 

@@ -30,11 +30,17 @@ def by_words(read: Likeliest, tokenizer: Any) -> list[list[tuple[int, int, int]]
     """A clip's CTC segments (first frame, last frame + 1, token id), those of a word together: tokens that continue it belong to it."""
     words: list[list[tuple[int, int, int]]] = []
     for segment in read.segments():
-        if words and not tokenizer.decode([segment[2]]).startswith(" "):
+        if words and not _begins(segment[2], tokenizer):
             words[-1].append(segment)
         else:
             words.append([segment])
     return words
+
+
+def _begins(token: int, tokenizer: Any) -> bool:
+    """Whether a token begins a word: with a space, which some decoders drop (SentencePiece), or with a character that stands alone."""
+    text = tokenizer.decode([token])
+    return bool(re.match(rf"[ {_ALONE}]", text)) or (tokenizer.convert_ids_to_tokens(token) or "").startswith("\u2581")
 
 
 def words_heard(read: Likeliest, tokenizer: Any, rate: float, length: float = math.inf) -> list[Word]:
@@ -45,7 +51,7 @@ def words_heard(read: Likeliest, tokenizer: Any, rate: float, length: float = ma
     told = []
     for (first, *more), limit in zip(words, until, strict=True):
         start, peak, _ = first
-        peak = max([peak, *(end for _, end, token in more if re.search(r"\w", tokenizer.decode([token])))])
+        peak = max([peak, *(end for _, end, token in more if re.search(r"[\w\ufffd]", tokenizer.decode([token])))])
         text = tokenizer.decode([token for _, _, token in (first, *more)])
         told.append(Word(min(start / rate, length), min(peak / rate + LINGERS, limit / rate, length), text))
     return told
