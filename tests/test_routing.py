@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steermoe.config import SteerMoEConfig
+from steermoe.encoders import wrap
 from steermoe.errors import UsageError
-from steermoe.inference.ears import Ears
-from steermoe.inspection import words_of
+from steermoe.inference.ears import Ears, from_model
+from steermoe.inspection import gates_of, picture, words_of
+from steermoe.model import SteerMoEForConditionalGeneration
+from steermoe.pretrained import load_llm, load_tokenizer
 from steermoe.routing import against_chance, entropy, mutual_information
 from steermoe.steering import Steering
 from steermoe.training.alarm import CollapseAlarm
+from tests.conftest import speechlike
+from tests.encoders.families import FIRST, SECOND
 
 LABELS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=40)
 
@@ -103,3 +110,21 @@ def test_words_have_their_times(ears: Ears, make: Callable[..., Ears], speech: C
     heard = str(ears.hear(clip, sampling_rate=16_000))
     assert "".join("".join(word for _, _, word in words).split()) == "".join(heard.split())
     assert words_of(make(projector="linear"), clip) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "gates"), [("qwen2_audio", 100), ("voxtral", 100), ("seamless_m4t", 99), ("fireredasr", 50)]
+)
+def test_gates_are_of_the_clip_and_on_its_clock(
+    family: str, gates: int, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers may have several frames for each that leaves the encoder, and a fixed window's padding behind."""
+    llm, tokenizer = load_llm(pair.llm, torch.float32), load_tokenizer(pair.llm)
+    encoder, extractor = ({**FIRST, **SECOND}[family][i]() for i in (0, 1))
+    frames, config = wrap(encoder.eval(), extractor), SteerMoEConfig(encoder="e", llm=pair.llm, num_experts=2)
+    ears = from_model(SteerMoEForConditionalGeneration(config, frames, llm, tokenizer))
+    clip, seen = speechlike(2.0), []
+    assert {len(layer) for layer in gates_of(ears, clip)[0]} == {gates}
+    monkeypatch.setattr("steermoe.inspection.plot_gates", lambda *_, frame_rate, **__: seen.append(frame_rate) or b"")
+    picture(ears, clip)
+    assert gates / seen[0] == pytest.approx(2.0)

@@ -135,6 +135,8 @@ def test_balance_is_least_where_all_experts_are_used_alike() -> None:
     assert balance_loss([(one, one), (even, even)], lengths, None) == pytest.approx(2.5)
     beyond = torch.cat([even[:, :4], one[:, 4:]], dim=1)
     assert balance_loss([(beyond, beyond)], torch.tensor([4, 4]), None) == pytest.approx(1.0)
+    slower = torch.tensor([2, 2])  # what leaves the encoder has half as many frames as its layers
+    assert balance_loss([(beyond, beyond)], slower, None, beyond.shape[1] // 2) == pytest.approx(1.0)
 
 
 def test_routed_sees_the_gates_in_use_with_gradient(make: Make, speech: Callable[..., np.ndarray]) -> None:

@@ -39,9 +39,12 @@ def gates_of(ears: Ears, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndar
     window = samples[: int(model.frames.window * RATE)]
     inputs = ears.processor.features([window])
     with model.steering.recording() as record:
-        model.encode(inputs["input_features"].to(model.device), inputs["feature_lengths"].to(model.device))
+        h, lengths = model.encode(inputs["input_features"].to(model.device), inputs["feature_lengths"].to(model.device))
     gates = [record[layer].flatten(0, -2).float().cpu().numpy() for layer in sorted(record)]
     gates = [gate[: len(gate) - model.frames.silence] for gate in gates]
+    gates = [
+        gate[: round(len(gate) * int(lengths[0]) / h.shape[1])] for gate in gates
+    ]  # the rest is a fixed window's padding
     heard = WhisperFeatureExtractor()(window, sampling_rate=RATE, padding="do_not_pad", truncation=False)
     return gates, np.asarray(heard["input_features"][0]), model.steering.scales.detach().tolist()
 
@@ -94,9 +97,11 @@ def picture(ears: Ears, samples: np.ndarray, title: str = "", dark: bool = False
     """PNG: the spectrogram, the words that are read in it and, below them, every steered layer's gates."""
     gates, mel, scales = gates_of(ears, samples)
     layers, words = ears.model.steered_layers, words_of(ears, samples)
-    return plot_gates(
-        gates, mel, scales, title, words=words, layers=layers, frame_rate=ears.model.frames.rate, dark=dark
-    )
+    seconds = min(len(samples) / RATE, ears.model.frames.window)
+    rate = (
+        len(gates[0]) / seconds if gates else ears.model.frames.rate
+    )  # layers may be faster than what leaves the encoder
+    return plot_gates(gates, mel, scales, title, words=words, layers=layers, frame_rate=rate, dark=dark)
 
 
 def inspect(adapter: str, audio: str | None = None, out: Path | None = None) -> dict[str, Any]:

@@ -79,16 +79,18 @@ def routed(model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
         watching.remove()
 
 
-def balance_loss(seen: list[tuple[Tensor, Tensor]], lengths: Tensor, top_k: int | None) -> Tensor:
+def balance_loss(seen: list[tuple[Tensor, Tensor]], lengths: Tensor, top_k: int | None, frames: int = 0) -> Tensor:
     """Mean over layers of N sum_n f_n P_n: f_n the share of frames that use expert n (most, of all), P_n its mean gate
-    (Fedus et al., 2022); 1 when all experts are used alike, N when one is. ``lengths`` (B,): frames beyond do not count."""
+    (Fedus et al., 2022); 1 when all experts are used alike, N when one is. ``lengths`` (B,): frames beyond do not count, of the
+    ``frames`` that leave the encoder; layers may have whole multiples of them."""
     losses = []
     for dense, used in seen:
         experts = dense.shape[-1]
         chosen = (used > 0).float() / top_k if top_k else F.one_hot(used.argmax(-1), experts).float()
         inside = torch.ones_like(dense[..., 0])
         if dense.ndim == 3 and dense.shape[1] >= int(lengths.max()):
-            inside = (torch.arange(dense.shape[1], device=dense.device) < lengths[:, None]).float()
+            times = max(1, round(dense.shape[1] / frames)) if frames else 1
+            inside = (torch.arange(dense.shape[1], device=dense.device) < times * lengths[:, None]).float()
         weights = inside[..., None] / inside.sum()
         flat = tuple(range(dense.ndim - 1))
         losses.append(experts * ((chosen * weights).sum(flat) * (dense * weights).sum(flat)).sum())

@@ -60,7 +60,7 @@ class Objectives(nn.Module):
             with watched as gates:
                 h, lengths = model.leave(h, lengths)
         if "balance" in self.weights:
-            even = variants.balance_loss(gates, lengths, model.config.top_k)
+            even = variants.balance_loss(gates, lengths, model.config.top_k, h.shape[1])
             losses["balance"] = even * (counts["balance"] / totals["balance"])
         if "ctc" in self.weights:
             projector: Any = model.projector
