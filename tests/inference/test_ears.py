@@ -308,12 +308,13 @@ def test_a_run_s_folder_means_the_adapter_in_it(ears: Ears, tmp_path: Path) -> N
     assert find_adapter(tmp_path / "run") == find_adapter(tmp_path / "run" / "adapter") == tmp_path / "run" / "adapter"
 
 
-def test_windows_are_joined_with_a_space_and_silent_ones_say_nothing(ears: Ears, monkeypatch: Any) -> None:
+def test_windows_are_joined_with_a_space_and_silent_ones_say_nothing(make: Callable[..., Ears]) -> None:
+    ears = make()
     projector: Any = ears.model.projector
     first, behind = ears.processor.tokens("very"), ears.processor.tokens(" very")
     turned = torch.arange(len(projector.table))
     turned[first[0]] = behind[0]
-    monkeypatch.setattr(projector, "behind", turned)
+    projector.behind = turned
     rows = {i: projector.table[torch.tensor(ids)] for i, ids in enumerate((first, behind))}
     nothing = torch.zeros(1, projector.table.shape[1])
     joined = ears._joined([(rows[0], first), (nothing, []), (rows[0], first)])
