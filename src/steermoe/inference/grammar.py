@@ -24,6 +24,7 @@ SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 LONGEST = 256  # characters of a string with a pattern or format: where it may end, only the pattern knows
 HUGE = 1e300  # beyond, no float has room to move
 OFF = 1e-9  # of an exclusive bound, or of 1: how near to it a number may come
+DEEPEST = 100  # levels of a schema
 KINDS = {"required": list, "properties": dict, "minLength": int, "minProperties": int}  # of what is read here
 WITH_SCHEMAS = ("anyOf", "oneOf", "prefixItems")
 WITH_NAMES = ("properties", "patternProperties", "$defs", "definitions")
@@ -61,16 +62,29 @@ class Vocabulary:
         """The schema as it is kept (see above). Raises UsageError that names what is not supported."""
         from llguidance import LLMatcher
 
+        if _deeper(schema, DEEPEST):
+            raise UsageError(f"{where}: no JSON schema: more than {DEEPEST} levels deep")
         try:
             kept = {**_kept(schema, where), "x-guidance": SPACING}
             text = json.dumps(kept)
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"{where}: no JSON schema: {error}") from None
         if problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), self.inner):
             problem = " ".join(problem.split())[:200]
             problem = re.sub(r"Unimplemented keys: \[(.*)\]", r"not supported: \1", problem)
             raise UsageError(f"{where}: this JSON schema cannot be kept to: {problem}")
         return kept
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether objects and lists lie in each other more than ``most`` levels deep; what follows them calls itself."""
+    level = [value]
+    for _ in range(most):
+        inner = (v for v in level if isinstance(v, dict | list))
+        level = [each for v in inner for each in (v.values() if isinstance(v, dict) else v)]
+        if not level:
+            return False
+    return any(isinstance(v, dict | list) for v in level)
 
 
 def _kept(schema: Any, where: str, inside_all: bool = False) -> dict[str, Any]:
