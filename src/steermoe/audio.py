@@ -168,27 +168,30 @@ def _opened(source: Any, name: str, heard: bool = True) -> Any:
         if file.format in ("MP3", "MPEG") and (whole := mp3.told(_bytes(handle), file.frames)):
             file.close()
             file = soundfile.SoundFile(io.BytesIO(whole))
-        if heard and file.format == "OGG" and (why := ogg.wrong(_bytes(handle))):
-            file.close()
-            raise AudioError(f"{name}: {why}")
-        if file.format == "FLAC" and not 0 < file.frames < UNKNOWN:  # libsndfile cannot read those to the end
-            file.close()
-            raise AudioError(
-                f"{name}: a FLAC that does not say how long it is, as a stream's; convert it: flac -d, then flac"
-            )
-        if heard and file.format == "FLAC" and _bytes(handle).find(FLAC, 1) > 0:
-            file.close()
-            raise AudioError(f"{name}: holds several recordings one behind another; split it")
+        wrong = _wrong(file, handle, heard)
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(f"{name}: {_UNREADABLE} [{_reason(error)}]") from None
-    # libsndfile shortens a file to what is there and tells only its log (WAV, AIFF, AU, W64, RF64); a stream's header holds the
+    if wrong:
+        file.close()
+        raise AudioError(f"{name}: {wrong}")
+    return file
+
+
+def _wrong(file: Any, handle: Any, heard: bool) -> str | None:
+    """Why a file that was opened cannot be heard whole, of which libsndfile says nothing."""
+    if file.format == "OGG" and heard:
+        return ogg.wrong(_bytes(handle))
+    if file.format == "FLAC" and not 0 < file.frames < UNKNOWN:  # libsndfile cannot read those to the end
+        return "a FLAC that does not say how long it is, as a stream's; convert it: flac -d, then flac"
+    if file.format == "FLAC" and heard and _bytes(handle).find(FLAC, 1) > 0:
+        return "holds several recordings one behind another; split it"
+    # A file is shortened to what is there, and only the log tells (WAV, AIFF, AU, W64, RF64); a stream's header holds the
     # largest number.
     told = r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)"
     short = re.search(told, file.extra_info, re.M)
     if short and int(short[2]) + 16 < int(short[1]) < STREAM:  # some writers count their padding
-        file.close()
-        raise AudioError(f"{name}: truncated, {short[2]} of the {short[1]} bytes its header says; copy it again")
-    return file
+        return f"truncated, {short[2]} of the {short[1]} bytes its header says; copy it again"
+    return None
 
 
 def _bytes(handle: Any) -> bytes | mmap.mmap:

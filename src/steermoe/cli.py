@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         value = globals()[f"_{arguments.command}"](arguments)
         if getattr(arguments, "json", False):
-            print(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+            _print_json(value)
         sys.stdout.flush()
         return 0
     except SteerMoEError as error:
@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 1
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def _quiet() -> None:
@@ -102,7 +106,7 @@ def _doctor(arguments: argparse.Namespace) -> Any:
     bad = [check.name for check in checks if not check.ok]
     if bad:
         if arguments.json:
-            print(json.dumps(as_json(checks), ensure_ascii=False, separators=(",", ":")))
+            _print_json(as_json(checks))
         raise SteerMoEError(f"{arguments.config}: not right: {', '.join(bad)}")
     return as_json(checks)
 
@@ -183,7 +187,7 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
                 failed(path, error)
     if not readable:
         if arguments.json:
-            print(json.dumps(lost, ensure_ascii=False, separators=(",", ":")))
+            _print_json(lost)
         raise AudioError(f"none of {total} files could be read")
     if arguments.format != "text" and (total > 1 or arguments.json):
         what = f"there are {total} files: give one" if total > 1 else "there is --json: leave it out"
@@ -215,7 +219,7 @@ def _transcribe(arguments: argparse.Namespace) -> Any:
             print(f"{name}\t{told.text}", flush=True)
     if len(rows) < total:
         if arguments.json:
-            print(json.dumps([*rows, *lost], ensure_ascii=False, separators=(",", ":")))
+            _print_json([*rows, *lost])
         raise AudioError(f"{total - len(rows)} of {total} files could not be read")
     return rows
 

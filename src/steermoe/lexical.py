@@ -114,7 +114,7 @@ class LexicalProjector(nn.Module):
         if self.spelling is not None:
             if ids is not None or (self.spelling.share.requires_grad and torch.is_grad_enabled()):
                 return self._rows(torch.arange(len(self.table), device=device) if ids is None else ids).to(dtype)
-            learned = tuple(t._version for t in self.spelling.state_dict(keep_vars=True).values())
+            learned = tuple(t._version for t in (*self.spelling.parameters(), *self.spelling.buffers()))
         if learned != self._learned:
             self._unit, self._learned = {}, learned
         rows = self._unit.get(dtype)

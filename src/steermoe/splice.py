@@ -6,6 +6,8 @@ Shapes: B prompts, S tokens of the longest with its audio, D_llm the LLM's width
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,6 +45,12 @@ def border(config: Any) -> int | None:
     return None if told is None else int(told)
 
 
+@cache
+def takes_positions(forward: Callable[..., Any]) -> bool:
+    """Whether an LLM, by its class's ``forward``, can be told the position of each token."""
+    return "position_ids" in inspect.signature(forward).parameters
+
+
 def full_attention(llm: Any, length: int) -> bool:
     """Whether in ``length`` tokens each attends to all before it, so that a mask alone says who attends to whom and
     the cache can be cut back: not where layers are recurrent, or their sliding window is shorter than that."""
@@ -50,7 +58,7 @@ def full_attention(llm: Any, length: int) -> bool:
     sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     # By ALiBi, in GPT-Neo's windows, or without positions to be told, a token's place is its slot in the cache: padding would move it.
     by_slot = getattr(config, "alibi", False) or config.model_type == "gpt_neo"
-    placed = not by_slot and "position_ids" in inspect.signature(llm.forward).parameters
+    placed = not by_slot and takes_positions(type(llm).forward)
     turned = border(config)
     return (
         placed and only_attends(config) and (not sliding or length <= sliding) and (turned is None or length <= turned)

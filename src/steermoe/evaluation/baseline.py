@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class WhisperOwnDecoder:
     """Whisper as it was trained: 30 s padding, greedy, no timestamps. A callable, batch in, texts out.
 
-    ``language`` ("en", "zh") is what it is told to write; None: it finds out. ``name`` is a Whisper checkpoint as ``steermoe.pretrained.resolve`` takes it. Longer audio is heard in
-    windows of at most 30 s whose texts are joined by a space: nothing is cut. Special tokens are no text.
-    Raises UsageError if ``name`` is no Whisper.
+    ``name`` is a Whisper checkpoint as ``steermoe.pretrained.resolve`` takes it; ``language`` ("en", "zh") is what it is told to
+    write, None: it finds out. Longer audio is heard in windows of at most 30 s whose texts are joined by a space: nothing is
+    cut. Special tokens are no text. Raises UsageError if ``name`` is no Whisper.
     """
 
     def __init__(

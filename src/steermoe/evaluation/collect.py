@@ -30,9 +30,8 @@ OWN = "hypothesis"  # the column of the system under test
 Answer = Callable[[list[Row], list[np.ndarray]], list[str]]
 BASE = {"id", "data", "audio", "start", "end", "reference"}  # of a row; what else a clip brings is beside them
 WORK = {"seconds", "waited", "by"}  # of a row, by column
-OURS = (
-    BASE | WORK | {OWN, "heard", "baseline", "transcript", "text", "cascade", "duration", "error", "right"}
-)  # no clip brings a result
+# No clip brings a result.
+OURS = BASE | WORK | {OWN, "heard", "baseline", "transcript", "text", "cascade", "duration", "error", "right"}
 
 
 @dataclass(frozen=True)

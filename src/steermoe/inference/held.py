@@ -8,7 +8,6 @@ computed once.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, MutableMapping, Sequence
 from itertools import takewhile
 from threading import Lock
@@ -21,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from ..errors import UsageError
-from ..splice import border, full_attention, only_attends
+from ..splice import border, full_attention, only_attends, takes_positions
 
 Slot = int | tuple[str, int]
 FEW = 8  # new slots: what has more is fed by itself, so that the others are not padded to its length
@@ -89,7 +88,6 @@ class Held:
         # Attention's cache can be cut back anywhere if every layer keeps everything, also those that look at a window
         # only; a recurrent state cannot: there a prompt continues the last one, or begins anew.
         self.divisible, self.border = only_attends(self.config), border(self.config)
-        self.placed = "position_ids" in inspect.signature(llm.forward).parameters
         self.forget()
 
     def forget(self) -> None:
@@ -103,9 +101,8 @@ class Held:
         """
         if self.most is not None and len(wanted) > self.most:
             raise too_long(len(wanted), self.most)
-        if self.border is not None and self.slots and (len(self.slots) <= self.border < len(wanted)
-                                                       or len(wanted) <= self.border < len(self.slots)):  # fmt: skip
-            self.forget()
+        if self.border is not None and (len(self.slots) > self.border) != (len(wanted) > self.border):
+            self.forget()  # one lies past it and the other does not: other keys
         same = _alike(self.slots, wanted[:-1])
         if same < len(self.slots):
             if self.divisible and same:
@@ -132,7 +129,7 @@ class Held:
             for start in range(0, len(new), size):
                 part = new[start : start + size]
                 inputs = self.inputs(part, audios)
-                if self.placed and not self.divisible:
+                if not self.divisible and takes_positions(type(self.llm).forward):
                     at = torch.arange(
                         len(self.slots), len(self.slots) + len(part), device=next(iter(inputs.values())).device
                     )

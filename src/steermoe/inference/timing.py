@@ -44,8 +44,8 @@ def _begins(token: int, tokenizer: Any) -> bool:
 
 
 def words_heard(read: Likeliest, tokenizer: Any, rate: float, length: float = math.inf) -> list[Word]:
-    """The arg-max words of a clip's frames, of which there are ``rate`` a second; it is ``length`` seconds long. A mark is no sound, and is often read in the
-    silence after."""
+    """The arg-max words of a clip of ``length`` seconds, with ``rate`` frames in each. A mark is no sound, and is often read in
+    the silence after."""
     words = by_words(read, tokenizer)
     until = [*(word[0][0] for word in words), len(read.blank)][1:]
     told = []

@@ -23,7 +23,7 @@ from ..data.batching import Batch
 from ..errors import SteerMoEError
 from ..inference.ears import from_model
 from ..splice import IGNORED
-from .dataset import TrainingSet, batch_order, training_set
+from .dataset import TrainingSet, batch_order, named, training_set
 from .distill import Teacher
 from .kept import Entered
 from .loop import Trainer
@@ -77,11 +77,8 @@ def _checks(recipe: Recipe, overfit: int, colour: bool) -> Iterator[Check]:
     yield Check("data", True, f"{text}\n{histogram(clips.durations)}")
     yield _rates(clips.clips)
     if recipe.data.valid is not None:
-        from ..data import load_source
-
-        root = Path(recipe.data.valid_root) if recipe.data.valid_root else None
         heard = set(map(_where, clips.clips))
-        valid = load_source(recipe.data.valid, root)
+        valid = named("data.valid", recipe.data.valid, recipe.data.valid_root)
         both = sum(_where(clip) in heard for clip in valid)
         text = f"{recipe.data.valid}, {len(valid)} clips" + (f", of which {both} are trained on" if both else "")
         yield Check("validation", not both, text)

@@ -53,10 +53,7 @@ def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         return
     if isinstance(value, list):
         yield f"{where} (how many)", len(value)
-    elif where.rpartition(".")[2] in (
-        "objectives",
-        "prompts",
-    ):  # all other keys are the library's, and a newer one has more
+    elif where.endswith(("objectives", "prompts")):  # all other keys are the library's, and a newer one has more
         yield f"{where} (which)", ", ".join(sorted(value))
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         yield from _leaves(item, f"{where}.{key}" if where else str(key))

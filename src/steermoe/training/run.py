@@ -76,9 +76,8 @@ def validator(recipe: Recipe, ears: Ears) -> Callable[[int], dict[str, float]] |
         said = [""] * len(clips)
         for prompt in asked:
             rows = [i for i, clip in enumerate(clips) if clip.prompt == prompt]
-            for i, text in zip(
-                rows, ears.transcribe([audio[i] for i in rows], sampling_rate=RATE, instruction=prompt), strict=True
-            ):
+            answers = ears.transcribe([audio[i] for i in rows], sampling_rate=RATE, instruction=prompt)
+            for i, text in zip(rows, answers, strict=True):
                 said[i] = text
         return said
 
