@@ -74,6 +74,26 @@ def test_expectation_by_hand() -> None:
     torch.testing.assert_close(projector.mixtures(logits, [(0, 2, 0)]), table[:1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_what_nobody_says_is_never_read(dtype: torch.dtype, temperature: float) -> None:
+    """Frames that lie at the embedding of a control token itself: the next best is read, and no share of it is in a mixture."""
+    table = torch.eye(LLM_WIDTH)[:VOCAB].to(dtype)
+    told = {}
+    for control in ([], [2]):
+        projector = LexicalProjector(WIDTH, table, kernel=1, temperature=temperature, control=control)
+        with torch.no_grad():
+            projector.proj.weight.zero_()
+            projector.proj.bias.copy_(table[2].float() + 0.9 * table[4].float())
+            projector.blank.copy_(table[0].float())
+        told[len(control)] = projector(torch.randn(1, 3, WIDTH), torch.tensor([3]))
+    assert told[0].tokens == [[2]] and told[1].tokens == [[4]]
+    assert told[0].embeddings[0, 0, 2] > 0.9 and told[1].embeddings[0, 0, 2] < 1e-6
+    torch.testing.assert_close(
+        told[1].likeliest[0].chances.exp().sum(1) + told[1].likeliest[0].blank.exp(), torch.ones(3)
+    )
+
+
 def test_blank_penalty_is_for_reading_only(projector: LexicalProjector) -> None:
     logits = torch.tensor([[5.0, 1, 0, 0, 0, 6], [0, 0, 0, 5.5, 0, 6], [0, 0, 0, 0, 0, 6]])
     h, lengths, targets = torch.randn(1, 8, WIDTH), torch.tensor([8]), [[1, 2]]

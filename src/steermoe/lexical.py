@@ -10,6 +10,7 @@ probabilities. No text is decoded: the LLM receives vectors from the region it a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,7 @@ class LexicalProjector(nn.Module):
     training set a model says blank too often, and a dropped word is one the LLM cannot restore.
     ``context``: pooled frames on each side that a convolution of ``hidden`` channels also sees; 0 for none.
     ``spelling``: tokens are compared by their letters, too (spelling.py). ``behind`` (V,): how a token is read behind others.
+    ``control``: tokens that nobody says, and that are never read: what is heard ends no turn of a conversation.
     """
 
     behind: Tensor | None
@@ -87,9 +89,10 @@ class LexicalProjector(nn.Module):
         hidden: int = 512,
         spelling: Spelling | None = None,
         behind: Tensor | None = None,
+        control: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.kernel, self.temperature, self.blank_penalty = kernel, temperature, blank_penalty
+        self.kernel, self.temperature, self.blank_penalty, self.control = kernel, temperature, blank_penalty, [*control]
         llm_width = table.shape[1]
         self.norm = nn.LayerNorm(width * kernel)
         self.proj = nn.Linear(width * kernel, llm_width)
@@ -208,10 +211,14 @@ class LexicalProjector(nn.Module):
 
     def likeliest(self, words: Tensor, blank: Tensor) -> Likeliest:
         """Logits of tokens (T', V) and of the blank (T', 1), less ``blank_penalty``, thinned to what may be read."""
-        blank = blank[:, 0] - self.blank_penalty
+        blank, words = blank[:, 0] - self.blank_penalty, self._sayable(words)
         total = torch.logaddexp(words.logsumexp(dim=-1), blank)
         top, ids = words.topk(min(LIKELIEST, words.shape[-1]), dim=-1)
         return Likeliest(top - total[:, None], ids, blank - total)
+
+    def _sayable(self, words: Tensor) -> Tensor:
+        unsaid = torch.tensor(self.control, dtype=torch.long, device=words.device)
+        return words.index_fill(-1, unsaid, float("-inf")) if self.control else words
 
     def _embed(self, x: Tensor, segments: list[tuple[int, int, int]]) -> Tensor:
         """A clip's unit vectors (T', D_llm) and its segments -> (S, D_llm); without any word one learned vector."""
@@ -221,7 +228,7 @@ class LexicalProjector(nn.Module):
             ids = torch.tensor([token for _, _, token in segments], device=self.table.device)
             return self.table[ids].to(self.nothing)
         words, blank = self._score(x)
-        return self.mixtures(torch.cat([words, blank - self.blank_penalty], dim=-1), segments)
+        return self.mixtures(torch.cat([self._sayable(words), blank - self.blank_penalty], dim=-1), segments)
 
     def mixtures(self, logits: Tensor, segments: list[tuple[int, int, int]]) -> Tensor:
         """The sharpened expectation (S, D_llm) of the token embeddings in each segment of logits (T', V + 1)."""

@@ -27,7 +27,7 @@ from .encoders.attach import attach
 from .errors import UsageError
 from .lexical import LexicalProjector
 from .projector import LinearProjector, MLPProjector, Projected
-from .spelling import Spelling, behind_others, spellings
+from .spelling import Spelling, behind_others, control, spellings
 from .splice import IGNORED, beginning, full_attention, read, splice
 
 TOKENS_A_SECOND = 12.5  # of audio into the LLM: the paper's, for both of its encoders
@@ -65,8 +65,8 @@ def load_frames(config: SteerMoEConfig, dtype: torch.dtype | str | None = None) 
 class SteerMoEForConditionalGeneration(nn.Module):
     """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors`` (and ``lora``); all else is frozen.
 
-    ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM. ``tokenizer``, the LLM's, is read by its name
-    if ``spelling`` needs it; a lexical projector that has none reads a sentence behind another without its space.
+    ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM. Without the LLM's
+    ``tokenizer`` a lexical projector takes any token for a word, and reads a sentence behind another without its space.
     """
 
     ADAPTER = ("steering.", "projector.", "prompt_vectors", "lora.")
@@ -95,9 +95,11 @@ class SteerMoEForConditionalGeneration(nn.Module):
             lexicon = table if scale == 1.0 else table.detach() * scale
             written = [] if tokenizer is None else spellings(tokenizer, len(table))
             letters = Spelling(written, llm_width, pronunciation=config.pronunciation) if config.spelling else None
+            unsaid = [] if tokenizer is None else [i for i in control(tokenizer).values() if i < len(table)]
+            behind = behind_others(written).to(table.device) if written else None
             self.projector = LexicalProjector(
                 frames.out_width, lexicon, kernel, config.temperature, config.blank_penalty,
-                config.context, config.hidden, letters and letters.to(table.device), behind_others(written).to(table.device) if written else None,
+                config.context, config.hidden, letters and letters.to(table.device), behind, unsaid,
             )  # fmt: skip
         elif config.projector == "mlp":
             self.projector = MLPProjector(frames.out_width, llm_width, kernel)
@@ -139,12 +141,13 @@ class SteerMoEForConditionalGeneration(nn.Module):
 
         ``llm_elsewhere``: of an LLM that another process runs only the embeddings are loaded. ``filled``: an adapter's tensors come next.
         """
-        from .pretrained import auto_dtype, load_embeddings, load_llm
+        from .pretrained import auto_dtype, load_embeddings, load_llm, load_tokenizer
 
         dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
         load = load_embeddings if llm_elsewhere else load_llm
-        model = cls(settings, load_frames(settings, dtype), load(llm, dtype))
+        tokenizer = load_tokenizer(llm) if settings.projector == "lexical" else None
+        model = cls(settings, load_frames(settings, dtype), load(llm, dtype), tokenizer)
         if settings.pronunciation and not filled:
             from .pronunciation import pronounced
 

@@ -119,7 +119,8 @@ def _fresh(ears: Ears) -> SteerMoEForConditionalGeneration:
         prompt_vectors=vectors, instruction=ears.config.instruction,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = SteerMoEForConditionalGeneration(config, ears.model.frames, ears.model.llm).to(ears.model.device)
+    model = SteerMoEForConditionalGeneration(config, ears.model.frames, ears.model.llm, ears.processor.tokenizer)
+    model = model.to(ears.model.device)
     with torch.no_grad():
         model.prompt_vectors.copy_(ears.model.prompt_vectors)
     model.prompt_vectors.requires_grad_(False)

@@ -28,6 +28,13 @@ def spellings(tokenizer: Any, size: int) -> list[str]:
     return [*written, *[""] * (size - len(written))]
 
 
+def control(tokenizer: Any) -> dict[str, int]:
+    """The tokens that only a chat template writes, by their text: what ends a turn, begins another, calls a tool."""
+    added, template = tokenizer.added_tokens_decoder, str(tokenizer.chat_template)
+    # Also added, by some: line breaks and tags of HTML, which a text may well hold.
+    return {str(t): i for i, t in added.items() if t.special or (str(t).strip() and str(t) in template)}
+
+
 def behind_others(written: Sequence[str]) -> Tensor:
     """(V,): of each token the one that writes the same behind another word: of ``If`` that of `` If``, else itself.
 

@@ -67,6 +67,14 @@ def test_some_silent_some_not_keep_their_places(ears: Ears, monkeypatch: pytest.
     assert written == [expected[0], "", expected[2]]
 
 
+def test_a_voice_ends_no_turn(ears: Ears) -> None:
+    """Frames that sound like nothing but the marks of a chat template are read as something else."""
+    projector, marks = ears.model.projector, ears.processor.tokenizer.all_special_ids
+    assert len(marks) >= 2 and {*marks} <= {*projector.control}
+    logits = torch.zeros(1, len(projector.table)).index_fill(1, torch.tensor(marks), 9.0)
+    assert not {*projector.likeliest(logits, torch.zeros(1, 1)).ids[0, :1].tolist()} & {*marks}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_draft_never_changes_the_text(ears: Ears, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is drafted, good, bad or nothing, the tokens are those of the LLM's own greedy generate."""

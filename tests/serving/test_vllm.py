@@ -51,6 +51,7 @@ def folders(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     llm.save_pretrained(root / "llm")
     AutoTokenizer.from_pretrained(pair.llm).save_pretrained(root / "llm")
     found = {}
+    torch.manual_seed(0)
     for name, margin in (("plain", 0.0), ("checked", 8.0)):
         model = SteerMoEForConditionalGeneration.from_pair(
             pair.encoder, str(root / "llm"), dtype=torch.float32, prompt_vectors=2, readings=1, llm_margin=margin,

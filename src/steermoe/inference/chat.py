@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from ..errors import UsageError
+from ..spelling import control
 from .grammar import Constraint, call_grammar, json_grammar, schema_of
 from .held import Held, Slot, Wanted, feed, too_long
 from .messages import decoded, named, result_text
@@ -275,10 +276,7 @@ class Conversation:
         if message.get("role") != "tool":
             return message
         content = result_text(message.get("content"))
-        tokenizer = self.ears.processor.tokenizer
-        template, added = str(tokenizer.chat_template), tokenizer.added_tokens_decoder.values()
-        # Also added, by some: line breaks and tags of HTML, which a result may well hold.
-        marks = [str(t) for t in added if t.special or (str(t).strip() and str(t) in template)]
+        marks = control(self.ears.processor.tokenizer)
         while any(mark in content for mark in marks):  # what is cut out may leave another
             for mark in marks:
                 content = content.replace(mark, "")
