@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -486,3 +489,16 @@ def test_promise_9_two_runs_of_one_seed_are_one(recipe: Values, tmp_path: Path) 
     torch.rand(3)
     other = train({**recipe, "out": str(tmp_path / "c"), "seed": 1}).adapter_state()
     assert not any(torch.equal(first[k], other[k]) for k in ("steering.vectors", "projector.proj.weight"))
+
+
+def test_promise_9_also_in_another_process(recipe: Values, tmp_path: Path) -> None:
+    """Whatever order strings of a set have there."""
+    recipe["data"]["augment"] = True
+    recipe["threads"] = torch.get_num_threads()
+    here = train(recipe).adapter_state()
+    for seed in "12":
+        out = tmp_path / f"hash-{seed}"
+        (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "out": str(out)}))
+        command = [sys.executable, "-m", "steermoe", "train", str(tmp_path / "recipe.yaml")]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
+        assert equal(here, load_file(out / "adapter" / adapters.TENSORS))
