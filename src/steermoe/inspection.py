@@ -154,7 +154,8 @@ def inspect_pair(encoder: str, llm: str) -> dict[str, Any]:
     Audio tokens are those of the default pooling (a lexical projector gives one a spoken token, so fewer). Memory is that of
     weights as they would be loaded here, and of the adapter with gradients and AdamW's moments.
     """
-    from .model import SteerMoEForConditionalGeneration, load_frames
+    from .hearing import load_frames
+    from .model import SteerMoEForConditionalGeneration
     from .pretrained import auto_dtype
     from .pretrained.load import outline_llm
 
