@@ -25,7 +25,7 @@ import torch
 
 from steermoe.evaluation.predictions import replace
 
-FLAT = ("steering_overhead", "training_speed", "transcription_speed")
+FLAT = ("steering_overhead", "training_speed", "transcription_speed", "transcribe_speed")
 QUESTIONS = (*FLAT, "steering_op")
 
 

@@ -1,6 +1,6 @@
 """From a cold process to text: how long `steermoe transcribe` takes for ten seconds of speech.
 
-    python benchmarks/transcribe_speed.py [--runs 5] [--adapter tiny]
+    python benchmarks/transcribe_speed.py [--runs 5] [--adapter tiny] [--json FILE]
 
 Medians over ``runs`` of: `steermoe --help`; the whole `steermoe transcribe` of a 10 s clip, models in the cache;
 and, within one process after loading, the real-time factor (seconds of work a second of speech), with the share of
@@ -10,6 +10,7 @@ encoder and LLM. The clip is the shipped human recordings in a row, cut at ten s
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--adapter", default="tiny")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     clip = np.concatenate([example.load() for example in load_source("librivox")])[: SECONDS * RATE]
     command = [sys.executable, "-m", "steermoe"]
@@ -66,6 +68,9 @@ def main() -> None:
     for name, times in rows.items():
         print(f"{name:58} {median(times):6.2f} s ({min(times):.2f} to {max(times):.2f})")
     print(f"\nreal-time factor once loaded: {median(rows['transcribe, once loaded']) / SECONDS:.2f}")
+    if arguments.json:
+        names = ("help_s", "transcribe_10s_from_start_s", "transcribe_10s_loaded_s", "hear_10s_loaded_s")
+        arguments.json.write_text(json.dumps(dict(zip(names, map(median, rows.values()), strict=True))))
 
 
 if __name__ == "__main__":
