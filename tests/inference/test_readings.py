@@ -25,7 +25,7 @@ def likeliest(logits: torch.Tensor) -> Likeliest:
 
 
 def search(
-    logits: torch.Tensor, width: int, weigh: Callable[[list[Prefix]], list[float]] | None = None, every: int = 4
+    logits: torch.Tensor, width: int, weigh: Callable[[list[Prefix]], list[float]] | None = None, every: int = 2
 ) -> list[tuple[Prefix, float]]:
     """The beam's result, where ``weigh`` answers it; else by sound alone."""
     beam = prefix_beam(likeliest(logits), width, every=every)

@@ -39,7 +39,7 @@ Prefix = tuple[int, ...]
 Beam = Generator[list[Prefix], list[float], list[tuple[Prefix, float]]]
 
 
-def prefix_beam(frames: Likeliest, width: int, every: int = 4) -> Beam:
+def prefix_beam(frames: Likeliest, width: int, every: int = 2) -> Beam:
     """What the frames may say -> at most ``width`` readings with their score, best first.
 
     A generator: it yields readings, wants to be sent what each is to have beside its log P_ctc, the sum over all
