@@ -90,8 +90,9 @@ class SteerMoEForConditionalGeneration(Hearing):
         dtype = dtype or auto_dtype(device)
         settings = SteerMoEConfig(encoder=encoder, llm=llm, **config)
         load = load_embeddings if llm_elsewhere else load_llm
+        frames = load_frames(settings, dtype)
         tokenizer = load_tokenizer(llm) if settings.projector == "lexical" else None
-        model = cls(settings, load_frames(settings, dtype), load(llm, dtype), tokenizer)
+        model = cls(settings, frames, load(llm, dtype), tokenizer)
         if settings.pronunciation and not filled:
             from .pronunciation import pronounced
 
