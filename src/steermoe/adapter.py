@@ -240,6 +240,8 @@ def start_from(model: SteerMoEForConditionalGeneration, folder: str | Path) -> l
     with torch.no_grad():
         for name in fit:
             own[name].copy_(tensors[name])
+    if fit:
+        model.trained = {"before": content["trained"]}
     lines = []
     if was:
         kept = "its steering is kept, the rest starts anew" if fit else "nothing of it fits, everything starts anew"

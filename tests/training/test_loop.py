@@ -379,6 +379,11 @@ def test_init_from_starts_there(recipe: Values, tmp_path: Path) -> None:
     folder = train(build(Recipe, second), init_from=str(first))
     a, b = (load_file(f / "adapter_model.safetensors") for f in (first, folder))
     assert all(torch.equal(a[k], b[k]) for k in a)
+    how, then = (json.loads((f / "adapter_config.json").read_text())["trained"] for f in (first, folder))
+    assert then["before"] == how and "before" not in how
+    shutil.rmtree(folder)
+    again = train(build(Recipe, second), resume=True)  # from a checkpoint, which remembers it, too
+    assert json.loads((again / "adapter_config.json").read_text())["trained"] == then
 
 
 def test_resume_remembers_init_from(recipe: Values, tmp_path: Path) -> None:

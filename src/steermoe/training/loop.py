@@ -77,6 +77,7 @@ class Trainer:
         self.model.to(self.accelerator.device)
         self.out = Path(recipe.out)
         self.interrupted = False
+        self.before: dict[str, Any] = {}
 
     def run(
         self,
@@ -100,6 +101,7 @@ class Trainer:
         if checkpoint:
             check_same(self.out / "recipe.json", self.recipe)
         state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else {"step": 0, "stage": 0}
+        self.before = {k: v for k, v in {**self.model.trained, **state}.items() if k == "before"}  # how init_from was trained
         start: int = state["step"]
         check_stage(self.recipe, start, state["stage"])
         self.out.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ class Trainer:
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
         if self.accelerator.is_main_process:
-            self.model.trained = {"recipe": asdict(self.recipe), "step": first}
+            self.model.trained = {"recipe": asdict(self.recipe), "step": first, **self.before}
             self.model.save_adapter(self.out / "adapter", trained=self.model.trained)
             shutil.rmtree(self.out / "kept", ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -279,7 +281,7 @@ class Trainer:
         folder = self.out / "checkpoints"
         if not self.accelerator.is_main_process:
             return folder
-        return save_checkpoint(folder, self.model, optimizer, {"step": step, "stage": stage})
+        return save_checkpoint(folder, self.model, optimizer, {"step": step, "stage": stage, **self.before})
 
     def _validate(self, step: int, metrics: Metrics, validate: Callable[[int], dict[str, float]]) -> None:
         metrics.add({"step": step, **validate(step)}, show=True)
