@@ -101,7 +101,9 @@ class Trainer:
         if checkpoint:
             check_same(self.out / "recipe.json", self.recipe)
         state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else {"step": 0, "stage": 0}
-        self.before = {k: v for k, v in {**self.model.trained, **state}.items() if k == "before"}  # how init_from was trained
+        self.before = {
+            k: v for k, v in {**self.model.trained, **state}.items() if k == "before"
+        }  # how init_from was trained
         start: int = state["step"]
         check_stage(self.recipe, start, state["stage"])
         self.out.mkdir(parents=True, exist_ok=True)
