@@ -178,13 +178,13 @@ def test_the_real_asterisk() -> None:
     assert texts["dictate/both_help"] == "press star to toggle pause, press pound to enter a new dictation filename"
 
 
-@pytest.mark.slow
 def test_synth_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from steermoe.data import synth
 
     asked = []
 
-    def shards(numbers: list[int]) -> list[Path]:
+    def shards(numbers: list[int], recipe: str) -> list[Path]:
+        assert recipe == synth.RECIPE
         asked.append(list(numbers))
         for number in numbers:
             folder = tmp_path / f"shard-{number:04d}"
@@ -194,9 +194,10 @@ def test_synth_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return [tmp_path / f"shard-{number:04d}" for number in numbers]
 
     monkeypatch.setattr(synth, "make_shards", shards)
+    monkeypatch.setattr(synth, "_texts", lambda recipe: ["a text"] * 480 * synth.shard_size(recipe))
     train, valid = load_source("synth:train/41"), load_source("synth:valid/41")
     assert asked == [[i for i in range(41) if i not in (19, 39)], [19, 39]]
-    assert valid[0].id == "synth-000019" and not {e.text for e in train} & {e.text for e in valid}
+    assert valid[0].id == "wordnet-v1-000019" and not {e.text for e in train} & {e.text for e in valid}
     assert len(load_source("synth")) == synth.DEFAULT_SHARDS * 19 // 20
     for split in ("test", "train/many", "train/0", "train/9999", "valid/19"):
         with pytest.raises(DataError, match="synth"):
