@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from steermoe.adapter import HEARD, PARTS, load_config, read_config
 from steermoe.encoders.fireredasr import FireRedConfig, FireRedEncoder
 from steermoe.errors import UsageError
+from steermoe.inference.find import find_adapter
 from steermoe.training.recipe import load_recipe
 from steermoe.training.run import train
 from tests.data import trees
@@ -76,6 +79,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_is_valid(name: str) -> None:
     recipe = load_recipe(RECIPES / name)
     assert recipe.out.startswith("runs/") and sum(stage.steps for stage in recipe.stages) > 100
+
+
+@pytest.mark.parametrize("name", ["finetune.yaml", "fotaq.yaml"])
+def test_what_begins_from_tiny_keeps_all_of_it(name: str) -> None:
+    recipe, folder = load_recipe(RECIPES / name), find_adapter("tiny")
+    assert recipe.init_from == "tiny"
+    has = load_config(read_config(folder), folder)
+    assert {k: getattr(recipe.model, k) for k in (*HEARD, *PARTS)} == {k: getattr(has, k) for k in (*HEARD, *PARTS)}
+
+
+def test_tiny_is_what_its_recipes_say() -> None:
+    told = read_config(find_adapter("tiny"))["trained"]
+    for name, trained in (("tiny-2-words.yaml", told), ("tiny-1-steering.yaml", told["before"])):
+        recipe = asdict(load_recipe(RECIPES / name))
+        assert {**trained["recipe"], "threads": recipe["threads"]} == recipe  # how many threads is the machine's matter
 
 
 def test_each_runs_elsewhere() -> None:

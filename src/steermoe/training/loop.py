@@ -77,7 +77,6 @@ class Trainer:
         self.model.to(self.accelerator.device)
         self.out = Path(recipe.out)
         self.interrupted = False
-        self.before: dict[str, Any] = {}
 
     def run(
         self,
@@ -101,9 +100,8 @@ class Trainer:
         if checkpoint:
             check_same(self.out / "recipe.json", self.recipe)
         state = json.loads((checkpoint / "state.json").read_text()) if checkpoint else {"step": 0, "stage": 0}
-        self.before = {
-            k: v for k, v in {**self.model.trained, **state}.items() if k == "before"
-        }  # how init_from was trained
+        told = state if checkpoint else self.model.trained
+        self.before = {"before": told["before"]} if "before" in told else {}  # how what init_from names was trained
         start: int = state["step"]
         check_stage(self.recipe, start, state["stage"])
         self.out.mkdir(parents=True, exist_ok=True)
