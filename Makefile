@@ -60,7 +60,8 @@ report: install
 tiny: install
 	$(BIN)/steermoe train recipes/tiny-1-steering.yaml
 	$(BIN)/steermoe train recipes/tiny-2-words.yaml
-	$(BIN)/python -c 'from steermoe.adapter import halve; halve("runs/tiny-2-words/adapter", "runs/tiny")'
+	$(BIN)/steermoe train recipes/tiny-3-phones.yaml
+	$(BIN)/python -c 'from steermoe.adapter import halve; halve("runs/tiny-3-phones/adapter", "runs/tiny")'
 
 # The paper's comparison on sounds that are no words: steered against static.
 sounds: install

@@ -112,6 +112,8 @@ def livened(model: SteerMoEForConditionalGeneration, seed: int = 0) -> SteerMoEF
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in sorted(model.adapter_state().items()):
+            if not tensor.is_floating_point():
+                continue
             if name.split(".")[-1] not in ("log_scale", "blank_bias"):
                 tensor.add_(torch.randn(tensor.shape, generator=generator) * (0.3 if tensor.ndim > 1 else 0.1))
             elif name.endswith("blank_bias"):

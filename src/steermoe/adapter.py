@@ -200,6 +200,7 @@ PARTS = (
     "context",
     "spelling",
     "pronunciation",
+    "phones",
     "prompt_vectors",
     "steer",
     "lora_rank",

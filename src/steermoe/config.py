@@ -66,6 +66,12 @@ class SteerMoEConfig:
     """Whether the lexical projector also goes by a token's letters, and so hears words that training never spoke."""
     pronunciation: bool = False
     """Whether it also goes by how an English dictionary says a token: with `spelling`."""
+    phones: bool = False
+    """Whether phones are heard, too, and each reading held against them: with `pronunciation`."""
+    phone_weight: float = 0.5
+    """What the log-probability of a whole reading's phones counts beside that of its tokens."""
+    whole_weight: float = 0.8
+    """What `llm_weight` is then: beside two ears, and of whole readings, the LLM may say more."""
     prompt_vectors: int = 0
     """Learned vectors after a transcription's audio, in embedding space."""
     instruction: str = "Repeat the text above word for word."
@@ -91,7 +97,10 @@ class SteerMoEConfig:
                 raise UsageError(f"{name}={value}: must be at least 1")
         if self.piece_seconds is not None and self.piece_seconds < 1:
             raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
-        for name in ("temperature", "prompt_vectors", "context", "llm_weight", "llm_margin", "lora_rank", "silence"):
+        for name in (
+            "temperature", "prompt_vectors", "context", "llm_weight", "whole_weight", "phone_weight", "llm_margin", "lora_rank",
+            "silence",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: cannot be negative")
         if self.silence > 10 or (self.silence and self.pad_to_window):
@@ -104,6 +113,8 @@ class SteerMoEConfig:
             raise UsageError(f"spelling goes with projector: lexical, not {self.projector}")
         if self.pronunciation and not self.spelling:
             raise UsageError("pronunciation goes with spelling: true, for what no dictionary has")
+        if self.phones and not self.pronunciation:
+            raise UsageError("phones goes with pronunciation: true, which tells how tokens sound")
         if self.projector_experts > 1 and self.projector == "mlp":
             raise UsageError("projector_experts goes with projector: linear or lexical, not mlp")
         if self.pool_before_norm and self.projector != "linear":

@@ -16,6 +16,7 @@ from .encoders import wrap
 from .encoders.attach import attach
 from .errors import UsageError
 from .lexical import LexicalProjector
+from .phones import Phones
 from .projector import LinearProjector, MLPProjector, Projected
 from .spelling import Spelling, behind_others, control, spellings
 
@@ -74,6 +75,10 @@ class Hearing(nn.Module):
             variants.mix_projector(self.projector, config.projector_experts)
         # After the projector, which is then the same from the same seed, however it is steered.
         self.steering = variants.make_steering(config, len(layers), frames.width) if config.steer else None
+        self.phones = None
+        if config.phones:
+            spelling: Any = self.projector.spelling
+            self.phones = Phones(frames.out_width, frames.rate, spelling.sounds)
         self.frames.requires_grad_(False)
         if self.lora is not None:
             self.lora.requires_grad_(True)
@@ -136,7 +141,11 @@ class Hearing(nn.Module):
         """Frames (B, T', D) of ``encode`` -> audio tokens (B, S, D_llm)."""
         if self.config.pool_before_norm:
             return self.projector(h, lengths, norm=self.frames.final_norm)
-        return self.projector(h, lengths)
+        heard: Projected = self.projector(h, lengths)
+        if self.phones is not None:
+            told, counts = self.phones(h, lengths)
+            heard.phones = [clip[:n] for clip, n in zip(told, counts.tolist(), strict=True)]
+        return heard
 
     def hear(self, input_features: Tensor, feature_lengths: Tensor, audio_windows: Tensor) -> list[Tensor]:
         """Log-mel (W, mels, T) -> one (S_i, D_llm) an audio: its ``audio_windows[i]`` rows, joined in time."""

@@ -42,12 +42,12 @@ class Output:
 
 
 class SteerMoEForConditionalGeneration(Hearing):
-    """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors`` (and ``lora``); all else is frozen.
+    """An LLM that hears. Trainable: ``steering``, ``projector``, ``prompt_vectors`` (``phones`` and ``lora``, too); all else is frozen.
 
     ``frames`` wraps the encoder (encoders/), ``llm`` is any transformers causal LM, ``tokenizer`` its own.
     """
 
-    ADAPTER = ("steering.", "projector.", "prompt_vectors", "lora.")
+    ADAPTER = ("steering.", "projector.", "phones.", "prompt_vectors", "lora.")
 
     def __init__(self, config: SteerMoEConfig, frames: Any, llm: Any, tokenizer: Any = None) -> None:
         if config.spelling and tokenizer is None:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 class Projected:
     """Audio tokens ``embeddings`` (B, S, D_llm) with ``lengths`` (B,). Of a lexical projector also what it read, a clip
     each: ``tokens``, ids, none where it heard no word (``embeddings`` then hold one learned vector), and
-    ``likeliest``, what else its frames may say."""
+    ``likeliest``, what else its frames may say, and ``phones``, which it heard, where it hears those."""
 
     embeddings: Tensor
     lengths: Tensor
     tokens: list[list[int]] | None = None
     likeliest: list[Any] | None = None
+    phones: list[Tensor] | None = None
 
 
 def pool(h: Tensor, lengths: Tensor, kernel: int, how: str) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,7 @@ class Spelling(Written):
     def tell(self, sounds: Sequence[str]) -> None:
         """How each token is pronounced, "" where that is not known (pronunciation.py)."""
         assert self.sounds is not None
-        alphabet = {phone: number for number, phone in enumerate(sorted(set("".join(sounds))), start=1)}
+        alphabet = {phone: number for number, phone in enumerate(sorted({" ", *"".join(sounds)}), start=1)}
         self.sounds.letters.copy_(_rows([[alphabet[phone] for phone in text] for text in sounds]))
 
     def marks(self, ids: Tensor, at: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from steermoe.config import SteerMoEConfig
 from steermoe.inference.ears import Ears
 from steermoe.inference.readings import Judge, Prefix, best_readings, likelihoods, prefix_beam
 from steermoe.lexical import Likeliest
@@ -106,10 +107,20 @@ def test_the_llm_decides_between_what_sounds_alike(ears: Ears) -> None:
     likely, other = (50, 51) if first > second else (51, 50)
     logits = torch.full((3, 301), -20.0)
     logits[0, [other, likely]], logits[1, 300], logits[2, 60] = torch.tensor([5.0, 4.9]), 9.0, 9.0
-    assert best_readings(llm, context, [likeliest(logits)], 8, weight=0.0, bonus=0.0) == [[other, 60]]
-    assert best_readings(llm, context, [likeliest(logits)], 8, weight=0.11 / abs(first - second), bonus=0.0) == [
-        [likely, 60]
-    ]
+    enough = 0.11 / abs(first - second)
+
+    def best(weight: float, sound: float = 0.0, **more: float) -> list[int]:
+        """``sound``: what ``other`` sounds better by, to an ear for phones, where there is any."""
+        how = SteerMoEConfig(readings=8, llm_weight=weight, token_bonus=0.0, **more)
+        sounds = [lambda texts: [sound * (text[0] == other) if text else -1e9 for text in texts]] if more else None
+        return best_readings(llm, context, [likeliest(logits)], how, sounds)[0]
+
+    assert best(0.0) == [other, 60]
+    assert best(enough) == [likely, 60]
+    assert best(0.0, phone_weight=0.0, whole_weight=enough) == [likely, 60]  # the last word is another weight's
+    assert best(enough, phone_weight=0.0, whole_weight=0.0) == [other, 60]
+    assert best(enough, sound=0.1, phone_weight=1.0, whole_weight=enough) == [other, 60]
+    assert best(enough, sound=0.1, phone_weight=0.05, whole_weight=enough) == [likely, 60]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -131,8 +142,9 @@ def test_growing_readings_score_as_from_the_start(ears: Ears, seed: int) -> None
 def test_clips_are_weighed_together_as_alone(ears: Ears) -> None:
     llm, context, generator = ears.model.llm, ears.processor.before_speech(), torch.Generator().manual_seed(3)
     clips = [likeliest(torch.randn(frames, 301, generator=generator) * 4) for frames in (30, 3, 17, 24)]
-    together = best_readings(llm, context, clips, 8, 0.4, 4.0)
-    assert together == [best_readings(llm, context, [clip], 8, 0.4, 4.0)[0] for clip in clips]
+    how = SteerMoEConfig(readings=8)
+    together = best_readings(llm, context, clips, how)
+    assert together == [best_readings(llm, context, [clip], how)[0] for clip in clips]
     assert len({tuple(reading) for reading in together}) == 4
 
 

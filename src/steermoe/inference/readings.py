@@ -5,7 +5,10 @@ Hannun et al., 2014) follows the likeliest ones, and the frozen LLM weighs them 
 
     score(y) = log P_ctc(y | audio) + weight * (log P_llm(y) + bonus * tokens of y)
 
-It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early.
+It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early. Where phones are heard (phones.py), whole
+readings are compared once more at the end,
+
+    log P_ctc(y | audio) + phone_weight * log P_phones(y | audio) + whole_weight * (log P_llm(y) + bonus * tokens of y)
 Readings share most of their tokens, so they are weighed as one tree: every distinct prefix is one position
 that attends to its own ancestors only, a single pass of the LLM scores them all, and what was fed once stays in the
 LLM's cache for as long as a reading begins with it. The trees of several clips pass together.
@@ -14,12 +17,13 @@ LLM's cache for as long as a reading begins with it. The trees of several clips 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import SteerMoEConfig
 from ..lexical import Likeliest
 from .feeding import Fed
 
@@ -213,19 +217,29 @@ def likelihoods(llm: Any, context: Sequence[int], texts: Sequence[Sequence[int]]
 
 
 def best_readings(
-    llm: Any, context: Sequence[int], frames: Sequence[Likeliest], width: int, weight: float, bonus: float
+    llm: Any,
+    context: Sequence[int],
+    frames: Sequence[Likeliest],
+    config: SteerMoEConfig,
+    sounds: Sequence[Callable[[Sequence[Prefix]], Sequence[float]]] | None = None,
 ) -> list[list[int]]:
-    """Of what each clip's frames may say the reading that has the highest score (see above)."""
-    beams = [prefix_beam(clip, width) for clip in frames]
+    """Of what each clip's frames may say the reading that has the highest score (see above); ``sounds``: what gives log P_phones
+    of a clip's readings."""
+    beams = [prefix_beam(clip, config.readings) for clip in frames]
     judge, found = Judge(llm, context, len(beams)), [[0]] * len(beams)
     asked = {row: next(beam) for row, beam in enumerate(beams)}
     while asked:
         more = {}
         for row, chances in judge.weigh(asked).items():
-            told = [weight * (c + bonus * len(p)) for p, c in zip(asked[row], chances, strict=True)]
+            likely = [c + config.token_bonus * len(p) for p, c in zip(asked[row], chances, strict=True)]
             try:
-                more[row] = beams[row].send(told)
+                more[row] = beams[row].send([config.llm_weight * c for c in likely])
             except StopIteration as done:
-                found[row] = list(done.value[0][0])
+                scores = dict(done.value)
+                if sounds is not None:
+                    more_of_llm = config.whole_weight - config.llm_weight
+                    for p, c, sound in zip(asked[row], likely, sounds[row](asked[row]), strict=True):
+                        scores[p] += config.phone_weight * sound + more_of_llm * c
+                found[row] = list(max(scores, key=scores.__getitem__))
         asked = more
     return found

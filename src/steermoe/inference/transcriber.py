@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,27 +111,31 @@ class Transcriber:
     ) -> tuple[list[torch.Tensor], list[list[int]] | None, list[Likeliest] | None]:
         """Windows of ``processor.features`` -> audio tokens (S_i, D_llm) of each and, if lexical, their token ids and what was read.
 
-        Where the arg-max hears words, the LLM chooses among the likeliest readings; silence stays silence.
+        Where the arg-max hears words, the LLM chooses among the likeliest readings; silence stays silence, and so does what
+        has words but no phones.
         """
-        model, config = self.model, self.config
+        model, config, hears = self.model, self.config, self.model.phones
         heard = model.project(*model.encode(inputs["input_features"], inputs["feature_lengths"]))
         audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
         projector = model.projector
         if not isinstance(projector, LexicalProjector) or heard.tokens is None or heard.likeliest is None:
             return audios, None, None
-        tokens = list(heard.tokens)
+        tokens, phones = list(heard.tokens), heard.phones or []
         arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
         if not arg_max:
             context = self.processor.before_speech()
             most = [len(context) + len(clip.blank) for clip in heard.likeliest]
             weighed = [i for i, n in enumerate(most) if tokens[i] and full_attention(model.llm, n)]
             scores = [heard.likeliest[i] for i in weighed]
-            how = (config.readings, config.llm_weight, config.token_bonus)
-            chosen_of = best_readings(model.llm, context, scores, *how) if weighed else []
+            sounds = [partial(hears.likelihoods, phones[i]) for i in weighed] if hears is not None else None
+            chosen_of = best_readings(model.llm, context, scores, config, sounds) if weighed else []
             for i, chosen in zip(weighed, chosen_of, strict=True):
                 if chosen and chosen != tokens[i]:
                     tokens[i] = chosen
                     audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])
+        for i, told in enumerate(phones):
+            if hears is not None and tokens[i] and hears.silent(told, tokens[i]):
+                tokens[i], audios[i] = [], projector.nothing[None]
         return audios, tokens, heard.likeliest
 
     def _check(self, rows: list[Asked], vectors: bool) -> list[str]:

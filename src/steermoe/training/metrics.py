@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data import Example
 
-SHOWN = ("loss", "ctc", "ce", "copy", "distill", "balance", "scale_mean")
+SHOWN = ("loss", "ctc", "phones", "ce", "copy", "distill", "balance", "scale_mean")
 
 
 class Metrics:

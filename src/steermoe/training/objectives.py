@@ -1,6 +1,7 @@
 """What is minimised.
 
 ``ctc``   on the lexical frame scores: no pass through the LLM.
+``phones``  CTC, too, on what hears phones (phones.py).
 ``ce``    the paper's next-token loss on what the frozen LLM writes from what it hears.
 ``copy``  the same loss where what it hears is text, with words dropped, doubled and swapped, to be written back
           as it stands: it teaches the prompt vectors of a lexical adapter to ask for a transcript, not for better
@@ -36,7 +37,7 @@ class Objectives(nn.Module):
         self.model, self.weights, self.dropout = model, stage.objectives, stage.dropout
 
     def counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """What each objective is a mean over: labelled tokens, or clips for `ctc` and `balance`."""
+        """What each objective is a mean over: labelled tokens, or clips for `ctc`, `phones` and `balance`."""
         labelled = {"ce": batch} | {name: batch[name] for name in ("copy", "distill") if name in batch}
         return {
             name: int((labelled[name]["labels"] != IGNORED).sum()) if name in labelled else len(batch["targets"])
@@ -66,6 +67,10 @@ class Objectives(nn.Module):
             projector: Any = model.projector
             mean = projector.ctc_loss(h, lengths, batch["targets"], batch.get("negatives"), self.dropout)
             losses["ctc"] = mean * (counts["ctc"] / totals["ctc"])
+        if "phones" in self.weights:
+            phones: Any = model.phones
+            mean = phones.ctc_loss(h, lengths, batch["targets"], self.dropout)
+            losses["phones"] = mean * (counts["phones"] / totals["phones"])
         vectors = model.config.prompt_vectors > 0
         if {"ce", "distill"} & set(self.weights):
             audios = model.hear_frames(h, lengths, torch.ones_like(lengths))
@@ -153,7 +158,12 @@ def copies(
 def groups(model: SteerMoEForConditionalGeneration, stage: Stage) -> list[dict[str, Any]]:
     """Optimizer groups as in the paper; also sets ``requires_grad`` to what this stage trains."""
     rates = {"vectors": stage.rates.vectors, "router": stage.rates.router}
-    rates |= {"projector": stage.rates.projector, "prompt": stage.rates.prompt, "lora": stage.rates.lora}
+    rates |= {
+        "projector": stage.rates.projector,
+        "phones": stage.rates.phones,
+        "prompt": stage.rates.prompt,
+        "lora": stage.rates.lora,
+    }
     chosen: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
         if not name.startswith(model.ADAPTER):

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from ..config import SteerMoEConfig, build
 from ..errors import UsageError
 
-OBJECTIVES = ("ctc", "ce", "copy", "distill", "balance")
-PARTS = ("steering", "projector", "prompt_vectors", "lora")
+OBJECTIVES = ("ctc", "phones", "ce", "copy", "distill", "balance")
+PARTS = ("steering", "projector", "phones", "prompt_vectors", "lora")
 
 
 @dataclass
@@ -23,6 +23,8 @@ class Rates:
     """The router that mixes them."""
     projector: float = 1e-4
     """All of the projector."""
+    phones: float = 2e-3
+    """What hears phones."""
     prompt: float = 1e-2
     """Learned prompt vectors."""
     lora: float = 1e-4
@@ -36,9 +38,9 @@ class Stage:
     steps: int = 1000
     """Times that what learns is changed."""
     objectives: dict[str, float] = field(default_factory=lambda: {"ctc": 1.0})
-    """Weights of `ctc`, `ce`, `copy`, `distill` and `balance`: see training/objectives.py."""
+    """Weights of `ctc`, `phones`, `ce`, `copy`, `distill` and `balance`: see training/objectives.py."""
     trains: list[str] = field(default_factory=lambda: ["steering", "projector"])
-    """Parts that learn: steering, projector, prompt_vectors, lora."""
+    """Parts that learn: steering, projector, phones, prompt_vectors, lora."""
     rates: Rates = field(default_factory=Rates)
     warmup: int = 50
     """Steps of linear warm-up; then `decay` brings the rate down to its share `floor`."""
@@ -57,7 +59,7 @@ class Stage:
     negatives: int = 2000
     """Tokens, drawn anew each step, that `ctc` scores beside those spoken in the batch; 0: the whole vocabulary."""
     dropout: float = 0.0
-    """Share of a lexical projector's inputs left out under `ctc`: against learning the training set by heart."""
+    """Share of a lexical projector's inputs left out under `ctc`, and of what hears phones: against learning the training set by heart."""
     response_tokens: int = 64
     """The longest response that the LLM writes to a transcript for `distill`."""
     keep_frames: bool = False
@@ -222,6 +224,12 @@ class Recipe:
                 )
             if "lora" in stage.trains and not self.model.lora_rank:
                 raise UsageError("trains: lora, but model.lora_rank is 0")
+            if "phones" in {*stage.trains, *stage.objectives} and not self.model.phones:
+                raise UsageError("phones: nothing hears them: set model.phones: true")
+            if "phones" in stage.trains and "phones" not in stage.objectives:
+                raise UsageError("trains: phones, but no objective teaches them: add phones to objectives")
+            taught = set(stage.trains) & ({"phones", "lora"} | steers) if "phones" in stage.objectives else set()
+            hears -= taught
             for name in {"ctc", "copy"} & set(stage.objectives):
                 if not lexical:
                     raise UsageError(f"objective {name} needs projector: lexical, not {self.model.projector}")
@@ -230,7 +238,7 @@ class Recipe:
                     "ce or distill alone give a lexical projector and its steering no gradient: keep ctc in objectives, or have it "
                     "read mixtures (model.temperature above 0) once it finds words"
                 )
-            if not hears and (
+            if not hears | taught and (
                 not {"ce", "copy", "distill"} & set(stage.objectives) or "prompt_vectors" not in stage.trains
             ):
                 raise UsageError(

@@ -1,0 +1,194 @@
+"""Phones: their likelihoods against every alignment written out, what they teach, and what they have a say in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from steermoe import load, pronunciation
+from steermoe.errors import UsageError
+from steermoe.inference.ears import Ears
+from steermoe.phones import PHONES, Phones
+from steermoe.spelling import Spelling
+from steermoe.training.objectives import Objectives, groups
+from steermoe.training.recipe import Stage, load_recipe
+
+WRITTEN = [" cat", " hat", "s", ",", " at", " <|x|>"]
+SOUNDS = [" kæt", " hæt", "s", "", " æt", ""]
+
+
+@pytest.fixture
+def hears() -> Phones:
+    torch.manual_seed(0)
+    spelling = Spelling(WRITTEN, 8, pronunciation=True)
+    spelling.tell(SOUNDS)
+    assert spelling.sounds is not None
+    return Phones(6, 50.0, spelling.sounds, hidden=32).eval()
+
+
+def test_a_text_sounds_as_its_tokens_do_without_spaces_and_marks(hears: Phones) -> None:
+    k, h, s, t, ash = (1 + sorted(set("".join(SOUNDS))).index(phone) for phone in "khstæ")
+    assert hears.said([0, 2, 3, 1]) == [k, ash, t, s, h, ash, t]
+    assert hears.said([]) == hears.said([3, 5]) == [] and 0 not in hears.said([*range(6)]) and 1 not in hears.said([0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_reading_is_as_likely_as_all_its_alignments(hears: Phones, seed: int) -> None:
+    told = (torch.randn(4, PHONES, generator=torch.Generator().manual_seed(seed)) * 3).log_softmax(dim=-1)
+    readings = [[0], [1], [0, 3], [], [2, 2], [4], [0, 1], [3, 2]]
+    for reading, chance in zip(readings, hears.likelihoods(told, readings), strict=True):
+        wanted, said = 0.0, hears.said(reading)
+        for path in itertools.product({0, *said}, repeat=4):
+            if [k for k, _ in itertools.groupby(path) if k] == said:
+                wanted += math.exp(sum(float(told[i, k]) for i, k in enumerate(path)))
+        assert chance == pytest.approx(math.log(wanted) if wanted else -math.inf, abs=1e-4)
+    assert hears.likelihoods(told, [[0, 1]]) == [-math.inf]  # six phones in four steps
+
+
+@torch.no_grad()
+def test_a_clip_is_heard_the_same_in_a_batch(hears: Phones) -> None:
+    generator, rng = torch.Generator().manual_seed(1), random.Random(1)
+    clips = [torch.randn(rng.randrange(1, 40), 6, generator=generator) for _ in range(6)]
+    lengths = torch.tensor([len(clip) for clip in clips])
+    padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=7.0)
+    told, counts = hears(padded, lengths)
+    assert counts.tolist() == [(len(clip) + 1) // 2 for clip in clips]
+    for row, clip in enumerate(clips):
+        alone, _ = hears(clip[None], torch.tensor([len(clip)]))
+        torch.testing.assert_close(told[row, : counts[row]], alone[0], atol=1e-5, rtol=1e-4)
+    loss = hears.ctc_loss(padded, lengths, [[2]] * 6)
+    each = [hears.ctc_loss(clip[None], lengths[i : i + 1], [[2]]) for i, clip in enumerate(clips)]
+    assert float(loss) == pytest.approx(float(torch.stack(each).mean()), rel=1e-4)
+    assert hears.ctc_loss(padded, lengths, [[]] * 6).isfinite()
+
+
+def test_what_it_learned_of_some_words_it_hears_in_others(hears: Phones) -> None:
+    """A phone is a frame's direction; " hat" and "s" are in training, " cat" and " at", each of the same phones, partly not."""
+    generator = torch.Generator().manual_seed(2)
+    directions = torch.randn(PHONES, 6, generator=generator) * 3
+
+    def spoken(tokens: list[int]) -> torch.Tensor:
+        return torch.cat([directions[[phone, phone, 0, 0]] for phone in [*hears.said(tokens), 0]])
+
+    texts, optimizer = [[1], [2, 1], [1, 2, 2], [0, 2], [2]], torch.optim.AdamW(hears.parameters(), lr=1e-2)
+    h = torch.nn.utils.rnn.pad_sequence([spoken(text) for text in texts], batch_first=True)
+    lengths = torch.tensor([len(spoken(text)) for text in texts])
+    for _ in range(60):
+        optimizer.zero_grad()
+        hears.ctc_loss(h, lengths, texts).backward()
+        optimizer.step()
+    with torch.no_grad():
+        told = hears(spoken([4, 2, 0])[None], torch.tensor([len(spoken([4, 2, 0]))]))[0][0]
+        silence = hears(directions[[0] * 12][None], torch.tensor([12]))[0][0]
+    likely = hears.likelihoods(told, [[4, 2, 0], [1, 2, 0], [4, 0], [4, 2, 1], []])
+    assert likely[0] == max(likely) and likely[0] > likely[1] + 2
+    assert not hears.silent(told, [4, 2, 0]) and hears.silent(silence, [4]) and not hears.silent(silence, [3])
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token of the tiny pair sounds like its number."""
+    monkeypatch.setattr(pronunciation, "pronounced", lambda _, size: [" " + "abcdefgh"[i % 8] for i in range(size)])
+
+
+HEARS: dict[str, Any] = {"spelling": True, "pronunciation": True, "phones": True}
+
+
+def test_the_reading_that_sounds_right_is_chosen(
+    told: None, make: Callable[..., Ears], speech: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e = make(**HEARS, readings=8)
+    inputs = e.processor.features([speech(2.0), speech(1.1, 1)])
+    monkeypatch.setattr(Phones, "silent", lambda *_: False)
+    monkeypatch.setattr(Phones, "likelihoods", lambda _, heard, texts: [0.0] * len(texts))
+    _, plain, _ = e.listen(inputs)
+    asked: list[tuple[int, ...]] = []
+
+    def longest(_: Phones, heard: torch.Tensor, texts: list[tuple[int, ...]]) -> list[float]:
+        asked.append(max(texts, key=len))
+        return [100.0 * (text == asked[-1]) for text in texts]
+
+    monkeypatch.setattr(Phones, "likelihoods", longest)
+    audios, tokens, _ = e.listen(inputs)
+    assert plain is not None and tokens is not None and tokens != plain
+    assert sorted(tokens) == sorted(list(text) for text in asked)  # the shorter clip is done before the other
+    table = e.model.projector.table  # type: ignore[union-attr]
+    assert all(torch.equal(audio, table[row]) for audio, row in zip(audios, tokens, strict=True))
+
+
+def test_words_without_phones_are_silence(
+    told: None, make: Callable[..., Ears], speech: Callable[..., np.ndarray]
+) -> None:
+    for readings in (1, 8):
+        e = make(**HEARS, readings=readings)
+        assert e.model.phones is not None
+        for blank, there in ((-30.0, True), (30.0, False)):
+            with torch.no_grad():
+                e.model.phones.outer.weight.zero_()
+                e.model.phones.outer.bias.zero_()[0] = blank
+            audios, tokens, _ = e.listen(e.processor.features([speech(1.5)]))
+            assert tokens is not None and bool(tokens[0]) is there
+            assert there or torch.equal(audios[0], e.model.projector.nothing[None])  # type: ignore[union-attr]
+            assert bool(e.transcribe(speech(1.5), sampling_rate=16_000)) is there
+
+
+def test_it_is_in_the_adapter(
+    told: None, make: Callable[..., Ears], speech: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    e = make(**HEARS)
+    e.model.save_adapter(tmp_path / "a")
+    again = load(tmp_path / "a")
+    names = [name for name in again.model.adapter_state() if name.startswith("phones.")]
+    assert len(names) == 8
+    inputs = e.processor.features([speech(1.5)])
+    one, two = (
+        x.model.project(*x.model.encode(inputs["input_features"], inputs["feature_lengths"])) for x in (e, again)
+    )
+    assert one.phones and two.phones and torch.equal(one.phones[0], two.phones[0]) and len(one.phones[0]) > 9
+
+
+def test_a_stage_teaches_them_alone(told: None, make: Callable[..., Ears]) -> None:
+    e = make(**HEARS)
+    stage = Stage(objectives={"phones": 1.0}, trains=["phones"])
+    (group,) = groups(e.model, stage)
+    assert group["lr"] == stage.rates.phones and set(e.model.trainable()) == {
+        name for name in e.model.adapter_state() if name.startswith("phones.")
+    }
+    h, lengths = e.model.enter(
+        *(e.processor.features([np.ones(16_000, np.float32)])[k] for k in ("input_features", "feature_lengths"))
+    )
+    losses = Objectives(e.model, stage)({"entered": (h, lengths), "targets": [[4, 9, 17]]})
+    losses["loss"].backward()
+    assert all(p.grad is not None and p.grad.any() for p in e.model.trainable().values())
+
+
+def test_what_they_need(make: Callable[..., Ears], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="phones goes with pronunciation: true"):
+        make(phones=True, spelling=True)
+    path = tmp_path / "run.yaml"
+    model = "model: {prompt_vectors: 2, spelling: true, pronunciation: true, phones: true}\n"
+    for stage, message in (
+        ("{objectives: {phones: 1}, trains: [phones]}", ""),
+        ("{objectives: {phones: 1}, trains: [steering, phones]}", ""),
+        ("{objectives: {ctc: 1, phones: 1}, trains: [steering, projector, phones]}", ""),
+        ("{objectives: {phones: 1, copy: 1}, trains: [phones, prompt_vectors]}", ""),
+        ("{objectives: {ctc: 1}, trains: [projector, phones]}", "no objective teaches them"),
+        ("{objectives: {phones: 1}, trains: [projector, phones]}", "no gradient"),
+        ("{objectives: {phones: 1}, trains: [prompt_vectors]}", "gradient"),
+    ):
+        path.write_text(f"{model}stages: [{stage}]")
+        if message:
+            with pytest.raises(UsageError, match=message):
+                load_recipe(path)
+        else:
+            load_recipe(path)
+    with pytest.raises(UsageError, match=r"phones: nothing hears them: set model.phones: true"):
+        load_recipe(path, ["model.phones=false", "stages.0.trains=[phones]"])
