@@ -16,7 +16,7 @@ import torch
 from steermoe import load, pronunciation
 from steermoe.errors import UsageError
 from steermoe.inference.ears import Ears
-from steermoe.phones import PHONES, Phones
+from steermoe.phones import PHONES, Phones, Reading, Sound
 from steermoe.spelling import Spelling
 from steermoe.training.objectives import Objectives, groups
 from steermoe.training.recipe import Stage, load_recipe
@@ -40,17 +40,42 @@ def test_a_text_sounds_as_its_tokens_do_without_spaces_and_marks(hears: Phones) 
     assert hears.said([]) == hears.said([3, 5]) == [] and 0 not in hears.said([*range(6)]) and 1 not in hears.said([0])
 
 
+OTHER = -1  # any phone that a reading has not
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_reading_is_as_likely_as_all_its_alignments(hears: Phones, seed: int) -> None:
-    told = (torch.randn(4, PHONES, generator=torch.Generator().manual_seed(seed)) * 3).log_softmax(dim=-1)
-    readings = [[0], [1], [0, 3], [], [2, 2], [4], [0, 1], [3, 2]]
-    for reading, chance in zip(readings, hears.likelihoods(told, readings), strict=True):
-        wanted, said = 0.0, hears.said(reading)
-        for path in itertools.product({0, *said}, repeat=4):
-            if [k for k, _ in itertools.groupby(path) if k] == said:
-                wanted += math.exp(sum(float(told[i, k]) for i, k in enumerate(path)))
-        assert chance == pytest.approx(math.log(wanted) if wanted else -math.inf, abs=1e-4)
-    assert hears.likelihoods(told, [[0, 1]]) == [-math.inf]  # six phones in four steps
+    heard = (torch.randn(4, PHONES, generator=torch.Generator().manual_seed(seed)) * 3).log_softmax(dim=-1)
+    readings: list[Reading] = [(0,), (1,), (0, 3), (), (2, 2), (4,), (0, 1), (3, 2)]
+    sound = Sound(heard, hears.said)
+    begins = sound.begins(readings)
+    for reading, begin, whole in zip(readings, begins, sound.whole(), strict=True):
+        said = hears.said(reading)
+        steps = [{k: math.exp(p[k]) for k in {0, *said}} for p in heard.tolist()]
+        steps = [{**step, OTHER: 1 - sum(step.values())} for step in steps]
+        wanted = {True: 0.0, False: 0.0}
+        for path in itertools.product(steps[0], repeat=4):
+            phones = [k for k, _ in itertools.groupby(path) if k]
+            for all_of_it in wanted:
+                if (phones if all_of_it else phones[: len(said)]) == said:
+                    wanted[all_of_it] += math.prod(step[k] for step, k in zip(steps, path, strict=True))
+        assert begin == pytest.approx(math.log(wanted[False]), abs=1e-4) if wanted[False] else begin < -1e9
+        assert whole == pytest.approx(math.log(wanted[True]), abs=1e-4) if wanted[True] else whole < -1e9
+    assert sound.nothing == pytest.approx(sound.whole()[3]) and begins[6] < -1e9  # six phones in four steps
+
+
+def test_readings_that_grow_are_as_likely_as_from_the_start(hears: Phones) -> None:
+    rng, heard = (
+        random.Random(0),
+        torch.randn(30, PHONES, generator=torch.Generator().manual_seed(5)).log_softmax(dim=-1),
+    )
+    sound, readings = Sound(heard, hears.said), [()]
+    for _ in range(6):
+        readings = [*{(*r, *rng.choices(range(6), k=rng.randrange(3))) for r in readings for _ in range(3)}][:5]
+        begins, fresh = sound.begins(readings), Sound(heard, hears.said)
+        assert begins == pytest.approx(fresh.begins(readings), abs=1e-6)
+        assert sound.whole() == pytest.approx(fresh.whole(), abs=1e-6)
+        assert all(begin >= whole - 1e-9 for begin, whole in zip(begins, sound.whole(), strict=True))
 
 
 @torch.no_grad()
@@ -88,8 +113,11 @@ def test_what_it_learned_of_some_words_it_hears_in_others(hears: Phones) -> None
     with torch.no_grad():
         told = hears(spoken([4, 2, 0])[None], torch.tensor([len(spoken([4, 2, 0]))]))[0][0]
         silence = hears(directions[[0] * 12][None], torch.tensor([12]))[0][0]
-    likely = hears.likelihoods(told, [[4, 2, 0], [1, 2, 0], [4, 0], [4, 2, 1], []])
+    sound = Sound(told, hears.said)
+    begins = sound.begins([(4, 2, 0), (1, 2, 0), (4, 0), (4, 2, 1), (), (4, 2)])
+    likely = sound.whole()
     assert likely[0] == max(likely) and likely[0] > likely[1] + 2
+    assert begins[5] > -1 > likely[5] and begins[1] < -2
     assert not hears.silent(told, [4, 2, 0]) and hears.silent(silence, [4]) and not hears.silent(silence, [3])
 
 
@@ -108,18 +136,20 @@ def test_the_reading_that_sounds_right_is_chosen(
     e = make(**HEARS, readings=8)
     inputs = e.processor.features([speech(2.0), speech(1.1, 1)])
     monkeypatch.setattr(Phones, "silent", lambda *_: False)
-    monkeypatch.setattr(Phones, "likelihoods", lambda _, heard, texts: [0.0] * len(texts))
+    monkeypatch.setattr(Sound, "begins", lambda _, texts: asked.append(texts) or [0.0] * len(texts))
+    monkeypatch.setattr(Sound, "whole", lambda _: [0.0] * len(asked[-1]))
+    asked: list[list[Reading]] = []
     _, plain, _ = e.listen(inputs)
-    asked: list[tuple[int, ...]] = []
+    chosen: list[Reading] = []
 
-    def longest(_: Phones, heard: torch.Tensor, texts: list[tuple[int, ...]]) -> list[float]:
-        asked.append(max(texts, key=len))
-        return [100.0 * (text == asked[-1]) for text in texts]
+    def longest(_: Sound) -> list[float]:
+        chosen.append(max(asked[-1], key=len))
+        return [1000.0 * (text == chosen[-1]) for text in asked[-1]]
 
-    monkeypatch.setattr(Phones, "likelihoods", longest)
+    monkeypatch.setattr(Sound, "whole", longest)
     audios, tokens, _ = e.listen(inputs)
     assert plain is not None and tokens is not None and tokens != plain
-    assert sorted(tokens) == sorted(list(text) for text in asked)  # the shorter clip is done before the other
+    assert sorted(tokens) == sorted(list(text) for text in chosen)  # the shorter clip is done before the other
     table = e.model.projector.table  # type: ignore[union-attr]
     assert all(torch.equal(audio, table[row]) for audio, row in zip(audios, tokens, strict=True))
 

@@ -98,11 +98,12 @@ class SteerMoEConfig:
         if self.piece_seconds is not None and self.piece_seconds < 1:
             raise UsageError(f"piece_seconds={self.piece_seconds:g}: a second is the least")
         for name in (
-            "temperature", "prompt_vectors", "context", "llm_weight", "whole_weight", "phone_weight", "llm_margin", "lora_rank",
-            "silence",
+            "temperature", "prompt_vectors", "context", "llm_weight", "phone_weight", "llm_margin", "lora_rank", "silence",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: cannot be negative")
+        if self.whole_weight <= 0:
+            raise UsageError(f"whole_weight={self.whole_weight:g}: must be above 0")
         if self.silence > 10 or (self.silence and self.pad_to_window):
             raise UsageError(
                 f"silence={self.silence:g}: ten seconds are the most, and none with pad_to_window, which adds it"

@@ -12,7 +12,7 @@ No phone ever reaches the LLM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from .spelling import Written
 PHONES = 64  # of which an English dictionary uses 46; 0 is the blank
 SPACE = 1  # a tokenizer's space sorts before all phones, and has no sound
 A_SECOND = 25.0  # steps: people say 10 to 15 phones in that time
+NEVER = -1e30
+Reading = tuple[int, ...]
 
 
 class Phones(nn.Module):
@@ -59,17 +61,67 @@ class Phones(nn.Module):
         phones, counts = _padded([self.said(tokens) for tokens in targets], h.device)
         return F.ctc_loss(told.transpose(0, 1), phones, lengths, counts, zero_infinity=True)
 
-    def likelihoods(self, told: Tensor, readings: Sequence[Sequence[int]]) -> list[float]:
-        """What a clip was heard as, (T', PHONES), and token ids of each of N readings -> their log P_phones."""
-        phones, counts = _padded([self.said(tokens) for tokens in readings], told.device)
-        many = told[:, None].expand(-1, len(readings), -1)
-        lengths = torch.full((len(readings),), len(told), device=told.device)
-        return (-F.ctc_loss(many, phones, lengths, counts, reduction="none")).tolist()
-
     def silent(self, told: Tensor, reading: Sequence[int]) -> bool:
-        """Whether a clip was heard as no phone at all rather than as this reading: a dog that barks is no "who"."""
-        said, nothing = self.likelihoods(told, [reading, ()])
-        return nothing > said
+        """Whether a clip, (T', PHONES), was heard as no phone at all rather than as this reading: a dog that barks is no "who"."""
+        sound = Sound(told, self.said)
+        sound.begins([tuple(reading)])
+        return sound.nothing > sound.whole()[0]
+
+
+class Sound:
+    """A clip, heard as (T', PHONES), and readings of it that grow: log P_phones of each.
+
+    The forward variables of CTC, of all steps at once: after each phone, (2, T' + 1), log P that all so far were said by a
+    step, and that this step is the last phone's, or a blank's. On the CPU: they are many, and small.
+    """
+
+    def __init__(self, told: Tensor, said: Callable[[Sequence[int]], list[int]]) -> None:
+        self.sums = F.pad(told.detach().double().cpu().cumsum(dim=0), (0, 0, 1, 0))  # (T' + 1, PHONES)
+        silence = self.sums[:, 0]
+        self.said, self.nothing = said, float(silence[-1])
+        start = torch.stack([torch.full_like(silence, NEVER), silence])
+        self.known: dict[Reading, tuple[Tensor, int, float]] = {(): (start, 0, 0.0)}  # and the last phone, and log P
+
+    def begins(self, readings: Sequence[Reading]) -> list[float]:
+        """log P that the clip begins with the phones of each, whatever follows (Watanabe et al., 2017, "Hybrid CTC/attention
+        architecture for end-to-end speech recognition"). Each goes on from one of the last call's."""
+        grown, phones = [], []
+        for reading in readings:
+            end = len(reading)
+            while reading[:end] not in self.known:
+                end -= 1
+            grown.append(self.known[reading[:end]])
+            phones.append(self.said(reading[end:]))
+        ends, last = torch.stack([end for end, _, _ in grown]), torch.tensor([phone for _, phone, _ in grown])
+        chances = torch.tensor([chance for _, _, chance in grown], dtype=torch.float64)
+        for place in range(max(map(len, phones))):
+            rows = [row for row, more in enumerate(phones) if len(more) > place]
+            new = torch.tensor([phones[row][place] for row in rows])
+            ends[rows], chances[rows] = self._say(ends[rows], last[rows], new)
+            last[rows] = new
+        told: list[float] = chances.tolist()
+        self.known = dict(zip(readings, zip(ends, last.tolist(), told, strict=True), strict=True))
+        return told
+
+    def _say(self, ends: Tensor, last: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """One phone more, ``new`` (N,): its ``ends`` (N, 2, T' + 1), and log P (N,) that it is said at any step."""
+        phone, blank = ends.unbind(dim=1)
+        before = torch.where((last == new)[:, None], blank, torch.logaddexp(phone, blank))[:, :-1]
+        sums, silence = self.sums[:, new].T, self.sums[:, 0]
+        chance = (before + sums.diff()).logsumexp(dim=-1)
+        # P_t = (P_{t-1} + before_{t-1}) p_t, which is a cumulative sum of what entered, each less all that it never had to say.
+        phone = _later(sums[:, 1:] + torch.logcumsumexp(before - sums[:, :-1], dim=-1))
+        blank = _later(silence[1:] + torch.logcumsumexp(phone[:, :-1] - silence[:-1], dim=-1))
+        return torch.stack([phone, blank], dim=1), chance
+
+    def whole(self) -> list[float]:
+        """log P that each of the last call's readings is all that was said."""
+        return [float(torch.logaddexp(ends[0, -1], ends[1, -1])) for ends, _, _ in self.known.values()]
+
+
+def _later(steps: Tensor) -> Tensor:
+    """(N, T') -> (N, T' + 1): before the first step there is nothing."""
+    return F.pad(steps, (1, 0), value=NEVER)
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

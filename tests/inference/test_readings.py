@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -109,18 +110,33 @@ def test_the_llm_decides_between_what_sounds_alike(ears: Ears) -> None:
     logits[0, [other, likely]], logits[1, 300], logits[2, 60] = torch.tensor([5.0, 4.9]), 9.0, 9.0
     enough = 0.11 / abs(first - second)
 
-    def best(weight: float, sound: float = 0.0, **more: float) -> list[int]:
-        """``sound``: what ``other`` sounds better by, to an ear for phones, where there is any."""
-        how = SteerMoEConfig(readings=8, llm_weight=weight, token_bonus=0.0, **more)
-        sounds = [lambda texts: [sound * (text[0] == other) if text else -1e9 for text in texts]] if more else None
-        return best_readings(llm, context, [likeliest(logits)], how, sounds)[0]
+    class Ear:
+        """To which ``other`` sounds better."""
+
+        def __init__(self, better: float) -> None:
+            self.better, self.calls = better, 0
+
+        def begins(self, texts: list[Prefix]) -> list[float]:
+            self.calls += 1
+            self.told = [self.better * (text[:1] == (other,)) for text in texts]
+            return self.told
+
+        def whole(self) -> list[float]:
+            return self.told
+
+    def best(weight: float, better: float | None = None, **more: float) -> list[int]:
+        how = SteerMoEConfig(readings=8, llm_weight=weight, token_bonus=0.0, **more)  # type: ignore[arg-type]
+        sounds: Any = None if better is None else [Ear(better)]
+        found = best_readings(llm, context, [likeliest(logits)], how, sounds)[0]
+        assert sounds is None or sounds[0].calls > 1  # while readings grow, too
+        return found
 
     assert best(0.0) == [other, 60]
     assert best(enough) == [likely, 60]
-    assert best(0.0, phone_weight=0.0, whole_weight=enough) == [likely, 60]  # the last word is another weight's
-    assert best(enough, phone_weight=0.0, whole_weight=0.0) == [other, 60]
-    assert best(enough, sound=0.1, phone_weight=1.0, whole_weight=enough) == [other, 60]
-    assert best(enough, sound=0.1, phone_weight=0.05, whole_weight=enough) == [likely, 60]
+    assert best(0.0, 0.0, whole_weight=enough) == [likely, 60]  # whole readings have another weight
+    assert best(enough, 0.0, whole_weight=1e-9) == [other, 60]
+    assert best(enough, 0.1, phone_weight=1.0, whole_weight=enough) == [other, 60]
+    assert best(enough, 0.1, phone_weight=0.05, whole_weight=enough) == [likely, 60]
 
 
 @pytest.mark.parametrize("seed", range(4))

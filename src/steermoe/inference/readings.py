@@ -5,10 +5,12 @@ Hannun et al., 2014) follows the likeliest ones, and the frozen LLM weighs them 
 
     score(y) = log P_ctc(y | audio) + weight * (log P_llm(y) + bonus * tokens of y)
 
-It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early. Where phones are heard (phones.py), whole
-readings are compared once more at the end,
+It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early. Where phones are heard
+(phones.py), a reading must also sound like them, and whole ones are compared once more at the end:
 
     log P_ctc(y | audio) + phone_weight * log P_phones(y | audio) + whole_weight * (log P_llm(y) + bonus * tokens of y)
+
+As long as they grow, all but log P_ctc counts weight / whole_weight of that, and P_phones is of what the audio begins with.
 Readings share most of their tokens, so they are weighed as one tree: every distinct prefix is one position
 that attends to its own ancestors only, a single pass of the LLM scores them all, and what was fed once stays in the
 LLM's cache for as long as a reading begins with it. The trees of several clips pass together.
@@ -17,7 +19,7 @@ LLM's cache for as long as a reading begins with it. The trees of several clips 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from ..config import SteerMoEConfig
 from ..lexical import Likeliest
+from ..phones import Sound
 from .feeding import Fed
 
 NEVER = -1e30
@@ -221,25 +224,27 @@ def best_readings(
     context: Sequence[int],
     frames: Sequence[Likeliest],
     config: SteerMoEConfig,
-    sounds: Sequence[Callable[[Sequence[Prefix]], Sequence[float]]] | None = None,
+    sounds: Sequence[Sound] | None = None,
 ) -> list[list[int]]:
-    """Of what each clip's frames may say the reading that has the highest score (see above); ``sounds``: what gives log P_phones
-    of a clip's readings."""
+    """Of what each clip's frames may say the reading that has the highest score (see above); ``sounds``: their phones."""
     beams = [prefix_beam(clip, config.readings) for clip in frames]
     judge, found = Judge(llm, context, len(beams)), [[0]] * len(beams)
     asked = {row: next(beam) for row, beam in enumerate(beams)}
+    share = config.phone_weight * config.llm_weight / config.whole_weight
     while asked:
         more = {}
         for row, chances in judge.weigh(asked).items():
             likely = [c + config.token_bonus * len(p) for p, c in zip(asked[row], chances, strict=True)]
+            told = [config.llm_weight * c for c in likely]
+            if sounds is not None:
+                told = [t + share * s for t, s in zip(told, sounds[row].begins(asked[row]), strict=True)]
             try:
-                more[row] = beams[row].send([config.llm_weight * c for c in likely])
+                more[row] = beams[row].send(told)
             except StopIteration as done:
                 scores = dict(done.value)
                 if sounds is not None:
-                    more_of_llm = config.whole_weight - config.llm_weight
-                    for p, c, sound in zip(asked[row], likely, sounds[row](asked[row]), strict=True):
-                        scores[p] += config.phone_weight * sound + more_of_llm * c
+                    for p, before, c, sound in zip(asked[row], told, likely, sounds[row].whole(), strict=True):
+                        scores[p] += config.phone_weight * sound + config.whole_weight * c - before
                 found[row] = list(max(scores, key=scores.__getitem__))
         asked = more
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..audio import RATE
 from ..config import SteerMoEConfig
 from ..lexical import LexicalProjector, Likeliest
 from ..model import SteerMoEForConditionalGeneration
+from ..phones import Sound
 from ..processing import Prompt, SteerMoEProcessor
 from ..splice import full_attention
 from .decoding import can_draft, greedy
@@ -127,7 +127,7 @@ class Transcriber:
             most = [len(context) + len(clip.blank) for clip in heard.likeliest]
             weighed = [i for i, n in enumerate(most) if tokens[i] and full_attention(model.llm, n)]
             scores = [heard.likeliest[i] for i in weighed]
-            sounds = [partial(hears.likelihoods, phones[i]) for i in weighed] if hears is not None else None
+            sounds = [Sound(phones[i], hears.said) for i in weighed] if hears is not None else None
             chosen_of = best_readings(model.llm, context, scores, config, sounds) if weighed else []
             for i, chosen in zip(weighed, chosen_of, strict=True):
                 if chosen and chosen != tokens[i]:
