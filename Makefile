@@ -56,7 +56,7 @@ report: install
 		$(wildcard $(RUNS)/sounds-static $(RUNS)/sounds) --play $(RUNS)/librivox --play $(RUNS)/gap \
 		--title "tiny, measured" --out docs/report.html
 
-# The adapter that ships, from nothing but text: the voices it needs are made first (about 3.5 hours of one core), then two runs.
+# The adapter that ships, from nothing but text: the voices it needs are made first (about 3.5 hours of one core), then three runs.
 tiny: install
 	$(BIN)/steermoe train recipes/tiny-1-steering.yaml
 	$(BIN)/steermoe train recipes/tiny-2-words.yaml
