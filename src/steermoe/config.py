@@ -68,7 +68,7 @@ class SteerMoEConfig:
     """Whether it also goes by how an English dictionary says a token: with `spelling`."""
     phones: bool = False
     """Whether phones are heard, too, and each reading held against them: with `pronunciation`."""
-    phone_weight: float = 0.5
+    phone_weight: float = 0.3
     """What the log-probability of a whole reading's phones counts beside that of its tokens."""
     whole_weight: float = 0.8
     """What `llm_weight` is then: beside two ears, and of whole readings, the LLM may say more."""
