@@ -65,10 +65,8 @@ def test_a_reading_is_as_likely_as_all_its_alignments(hears: Phones, seed: int) 
 
 
 def test_readings_that_grow_are_as_likely_as_from_the_start(hears: Phones) -> None:
-    rng, heard = (
-        random.Random(0),
-        torch.randn(30, PHONES, generator=torch.Generator().manual_seed(5)).log_softmax(dim=-1),
-    )
+    rng, generator = random.Random(0), torch.Generator().manual_seed(5)
+    heard = torch.randn(30, PHONES, generator=generator).log_softmax(dim=-1)
     sound, readings = Sound(heard, hears.said), [()]
     for _ in range(6):
         readings = [*{(*r, *rng.choices(range(6), k=rng.randrange(3))) for r in readings for _ in range(3)}][:5]
@@ -118,7 +116,9 @@ def test_what_it_learned_of_some_words_it_hears_in_others(hears: Phones) -> None
     likely = sound.whole()
     assert likely[0] == max(likely) and likely[0] > likely[1] + 2
     assert begins[5] > -1 > likely[5] and begins[1] < -2
-    assert not hears.silent(told, [4, 2, 0]) and hears.silent(silence, [4]) and not hears.silent(silence, [3])
+    assert not sound.silent((4, 2, 0))  # as one of the last call's
+    assert not Sound(told, hears.said).silent((4, 2, 0))
+    assert Sound(silence, hears.said).silent((4,)) and not Sound(silence, hears.said).silent((3,))
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_the_reading_that_sounds_right_is_chosen(
 ) -> None:
     e = make(**HEARS, readings=8)
     inputs = e.processor.features([speech(2.0), speech(1.1, 1)])
-    monkeypatch.setattr(Phones, "silent", lambda *_: False)
+    monkeypatch.setattr(Sound, "silent", lambda *_: False)
     monkeypatch.setattr(Sound, "begins", lambda _, texts: asked.append(texts) or [0.0] * len(texts))
     monkeypatch.setattr(Sound, "whole", lambda _: [0.0] * len(asked[-1]))
     asked: list[list[Reading]] = []
@@ -203,6 +203,8 @@ def test_a_stage_teaches_them_alone(told: None, make: Callable[..., Ears]) -> No
 def test_what_they_need(make: Callable[..., Ears], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="phones goes with pronunciation: true"):
         make(phones=True, spelling=True)
+    with pytest.raises(UsageError, match="whole_weight=0: must be above 0"):
+        make(whole_weight=0.0)
     path = tmp_path / "run.yaml"
     model = "model: {prompt_vectors: 2, spelling: true, pronunciation: true, phones: true}\n"
     for stage, message in (

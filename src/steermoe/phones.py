@@ -29,8 +29,8 @@ Reading = tuple[int, ...]
 
 
 class Phones(nn.Module):
-    """(B, T, ``width``) -> which phone is heard when. ``sounds`` knows the phones of
-    each token of the LLM, and belongs to the projector's spelling."""
+    """(B, T, ``width``) -> which phone is heard when. ``sounds`` knows the phones of each token of the LLM, and belongs
+    to the projector's spelling."""
 
     def __init__(self, width: int, rate: float, sounds: Written, hidden: int = 320, reach: int = 3) -> None:
         super().__init__()
@@ -60,12 +60,6 @@ class Phones(nn.Module):
         told, lengths = self(h, lengths, dropout)
         phones, counts = _padded([self.said(tokens) for tokens in targets], h.device)
         return F.ctc_loss(told.transpose(0, 1), phones, lengths, counts, zero_infinity=True)
-
-    def silent(self, told: Tensor, reading: Sequence[int]) -> bool:
-        """Whether a clip, (T', PHONES), was heard as no phone at all rather than as this reading: a dog that barks is no "who"."""
-        sound = Sound(told, self.said)
-        sound.begins([tuple(reading)])
-        return sound.nothing > sound.whole()[0]
 
 
 class Sound:
@@ -118,6 +112,12 @@ class Sound:
         """log P that each of the last call's readings is all that was said."""
         return [float(torch.logaddexp(ends[0, -1], ends[1, -1])) for ends, _, _ in self.known.values()]
 
+    def silent(self, reading: Reading) -> bool:
+        """Whether no phone at all was heard rather than this reading, which goes on from one of the last call's: a dog that
+        barks is no "who"."""
+        self.begins([reading])
+        return self.nothing > self.whole()[0]
+
 
 def _later(steps: Tensor) -> Tensor:
     """(N, T') -> (N, T' + 1): before the first step there is nothing."""
@@ -126,6 +126,6 @@ def _later(steps: Tensor) -> Tensor:
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Phones of N texts -> (N, S), and how many each has (N,)."""
-    longest = max(1, *map(len, rows), 1)
+    longest = max([1, *map(len, rows)])
     padded = torch.tensor([[*row, *[SPACE] * (longest - len(row))] for row in rows], device=device)
     return padded, torch.tensor([len(row) for row in rows], device=device)

@@ -27,10 +27,9 @@ from torch import Tensor
 
 from ..config import SteerMoEConfig
 from ..lexical import Likeliest
-from ..phones import Sound
+from ..phones import NEVER, Sound
 from .feeding import Fed
 
-NEVER = -1e30
 FAINT = -8.0  # a token of a lower log-probability is not followed
 SURE = -0.01  # a blank of at least this log-probability changes no reading
 

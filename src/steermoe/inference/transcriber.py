@@ -114,27 +114,28 @@ class Transcriber:
         Where the arg-max hears words, the LLM chooses among the likeliest readings; silence stays silence, and so does what
         has words but no phones.
         """
-        model, config, hears = self.model, self.config, self.model.phones
+        model, config = self.model, self.config
         heard = model.project(*model.encode(inputs["input_features"], inputs["feature_lengths"]))
         audios = [e[:n] for e, n in zip(heard.embeddings, heard.lengths.tolist(), strict=True)]
         projector = model.projector
         if not isinstance(projector, LexicalProjector) or heard.tokens is None or heard.likeliest is None:
             return audios, None, None
-        tokens, phones = list(heard.tokens), heard.phones or []
+        tokens = list(heard.tokens)
+        sounds = [Sound(told, model.phones.said) for told in heard.phones or []] if model.phones is not None else []
         arg_max = config.temperature > 0 or config.readings == 1  # mixtures belong to the arg-max path's segments
         if not arg_max:
             context = self.processor.before_speech()
             most = [len(context) + len(clip.blank) for clip in heard.likeliest]
             weighed = [i for i, n in enumerate(most) if tokens[i] and full_attention(model.llm, n)]
             scores = [heard.likeliest[i] for i in weighed]
-            sounds = [Sound(phones[i], hears.said) for i in weighed] if hears is not None else None
-            chosen_of = best_readings(model.llm, context, scores, config, sounds) if weighed else []
+            ears = [sounds[i] for i in weighed] if sounds else None
+            chosen_of = best_readings(model.llm, context, scores, config, ears) if weighed else []
             for i, chosen in zip(weighed, chosen_of, strict=True):
                 if chosen and chosen != tokens[i]:
                     tokens[i] = chosen
                     audios[i] = projector.table[torch.tensor(chosen, device=projector.table.device)].to(audios[i])
-        for i, told in enumerate(phones):
-            if hears is not None and tokens[i] and hears.silent(told, tokens[i]):
+        for i, sound in enumerate(sounds):
+            if tokens[i] and sound.silent(tuple(tokens[i])):
                 tokens[i], audios[i] = [], projector.nothing[None]
         return audios, tokens, heard.likeliest
 
