@@ -106,6 +106,17 @@ def test_blank_penalty_is_for_reading_only(projector: LexicalProjector) -> None:
     assert torch.equal(projector.ctc_loss(h, lengths, targets), loss)
 
 
+def test_frame_scale_changes_how_sure_a_frame_is_and_not_of_what(projector: LexicalProjector) -> None:
+    logits = torch.tensor([[5.0, 1, 0, 0, 0, 6], [0, 0, 0, 6.5, 0, 6], [0, 0, 2, 0, 3, 0]])
+    before = projector.likeliest(logits[:, :-1], logits[:, -1:])
+    projector.frame_scale = 0.5
+    after = projector.likeliest(logits[:, :-1], logits[:, -1:])
+    assert after.segments() == before.segments() != []
+    wanted = (0.5 * logits).log_softmax(dim=-1)
+    torch.testing.assert_close(after.blank, wanted[:, -1])
+    torch.testing.assert_close(after.chances, wanted[:, :-1].sort(dim=-1, descending=True).values)
+
+
 @pytest.mark.parametrize("negatives", [None, torch.tensor([4])])
 def test_trains_after_inference(projector: LexicalProjector, negatives: torch.Tensor | None) -> None:
     h, lengths = torch.randn(1, 8, WIDTH), torch.tensor([8])

@@ -50,6 +50,8 @@ class SteerMoEConfig:
     """Sharpening of the lexical read-out; 0 is the arg-max token's own embedding."""
     blank_penalty: float = 0.0
     """Taken from the blank's score in the lexical read-out, so that fewer words are dropped."""
+    frame_scale: float = 1.0
+    """What the lexical scores are multiplied by before readings are followed: below 1, a frame is less sure of its word."""
     readings: int = 32
     """Readings of the lexical scores that the LLM weighs against each other; 1: the arg-max alone."""
     llm_weight: float = 0.4
@@ -102,8 +104,9 @@ class SteerMoEConfig:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)}: cannot be negative")
-        if self.whole_weight <= 0:
-            raise UsageError(f"whole_weight={self.whole_weight:g}: must be above 0")
+        for name in ("whole_weight", "frame_scale"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name}={getattr(self, name):g}: must be above 0")
         if self.silence > 10 or (self.silence and self.pad_to_window):
             raise UsageError(
                 f"silence={self.silence:g}: ten seconds are the most, and none with pad_to_window, which adds it"

@@ -64,7 +64,7 @@ class Hearing(nn.Module):
             unsaid = [] if tokenizer is None else [i for i in control(tokenizer).values() if i < len(table)]
             behind = behind_others(written).to(table.device) if written else None
             self.projector = LexicalProjector(
-                frames.out_width, lexicon, kernel, config.temperature, config.blank_penalty,
+                frames.out_width, lexicon, kernel, config.temperature, config.blank_penalty, config.frame_scale,
                 config.context, config.hidden, letters and letters.to(table.device), behind, unsaid,
             )  # fmt: skip
         elif config.projector == "mlp":

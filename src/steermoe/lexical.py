@@ -70,7 +70,8 @@ class LexicalProjector(nn.Module):
     ``table`` is the LLM's frozen embedding matrix (V, D_llm); it is not a parameter of this module.
     ``temperature`` sharpens a segment's distribution: 0 reads its most likely token's own embedding.
     ``blank_penalty`` is taken from the blank's score when reading out (never in the loss): on speech unlike the
-    training set a model says blank too often, and a dropped word is one the LLM cannot restore.
+    training set a model says blank too often, and a dropped word is one the LLM cannot restore. ``frame_scale`` below 1 makes
+    a frame less sure, and leaves what it finds likeliest: CTC's peaks are higher than they are right (readings.py).
     ``context``: pooled frames on each side that a convolution of ``hidden`` channels also sees; 0 for none.
     ``spelling``: tokens are compared by their letters, too (spelling.py). ``behind`` (V,): how a token is read behind others.
     ``control``: tokens that nobody says, and that are never read: what is heard ends no turn of a conversation.
@@ -85,6 +86,7 @@ class LexicalProjector(nn.Module):
         kernel: int = 4,
         temperature: float = 0.0,
         blank_penalty: float = 0.0,
+        frame_scale: float = 1.0,
         context: int = 0,
         hidden: int = 512,
         spelling: Spelling | None = None,
@@ -92,7 +94,8 @@ class LexicalProjector(nn.Module):
         control: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.kernel, self.temperature, self.blank_penalty, self.control = kernel, temperature, blank_penalty, [*control]
+        self.kernel, self.temperature, self.control = kernel, temperature, [*control]
+        self.blank_penalty, self.frame_scale = blank_penalty, frame_scale
         llm_width = table.shape[1]
         self.norm = nn.LayerNorm(width * kernel)
         self.proj = nn.Linear(width * kernel, llm_width)
@@ -211,7 +214,7 @@ class LexicalProjector(nn.Module):
 
     def likeliest(self, words: Tensor, blank: Tensor) -> Likeliest:
         """Logits of tokens (T', V) and of the blank (T', 1), less ``blank_penalty``, thinned to what may be read."""
-        blank, words = blank[:, 0] - self.blank_penalty, self._sayable(words)
+        blank, words = (blank[:, 0] - self.blank_penalty) * self.frame_scale, self._sayable(words) * self.frame_scale
         total = torch.logaddexp(words.logsumexp(dim=-1), blank)
         top, ids = words.topk(min(LIKELIEST, words.shape[-1]), dim=-1)
         return Likeliest(top - total[:, None], ids, blank - total)
