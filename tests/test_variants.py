@@ -165,6 +165,7 @@ def test_a_mixture_of_equal_maps_is_the_map() -> None:
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"router": "deep"}, "'deep' is none of sliced, per_layer, tied"),
         ({"projector": "mlp", "projector_experts": 2}, "projector_experts goes with projector: linear or lexical"),
+        ({"frame_scale": 0.0}, "frame_scale=0: must be above 0"),
         ({"lora_rank": -1}, "lora_rank=-1: cannot be negative"),
     ],
 )

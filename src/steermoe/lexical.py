@@ -71,7 +71,7 @@ class LexicalProjector(nn.Module):
     ``temperature`` sharpens a segment's distribution: 0 reads its most likely token's own embedding.
     ``blank_penalty`` is taken from the blank's score when reading out (never in the loss): on speech unlike the
     training set a model says blank too often, and a dropped word is one the LLM cannot restore. ``frame_scale`` below 1 makes
-    a frame less sure, and leaves what it finds likeliest: CTC's peaks are higher than they are right (readings.py).
+    a frame less sure, and leaves what it finds likeliest: CTC's peaks are so high that no LLM moves them (readings.py).
     ``context``: pooled frames on each side that a convolution of ``hidden`` channels also sees; 0 for none.
     ``spelling``: tokens are compared by their letters, too (spelling.py). ``behind`` (V,): how a token is read behind others.
     ``control``: tokens that nobody says, and that are never read: what is heard ends no turn of a conversation.
@@ -213,7 +213,7 @@ class LexicalProjector(nn.Module):
         return self.likeliest(words.scatter_(1, ids, (rows @ scaled[..., None])[..., 0].float()), self._score_blank(x))
 
     def likeliest(self, words: Tensor, blank: Tensor) -> Likeliest:
-        """Logits of tokens (T', V) and of the blank (T', 1), less ``blank_penalty``, thinned to what may be read."""
+        """Logits of tokens (T', V) and of the blank (T', 1), less ``blank_penalty`` and times ``frame_scale``, thinned to what may be read."""
         blank, words = (blank[:, 0] - self.blank_penalty) * self.frame_scale, self._sayable(words) * self.frame_scale
         total = torch.logaddexp(words.logsumexp(dim=-1), blank)
         top, ids = words.topk(min(LIKELIEST, words.shape[-1]), dim=-1)

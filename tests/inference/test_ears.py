@@ -244,6 +244,19 @@ def test_blank_penalty_drops_fewer_words(make: Callable[..., Ears]) -> None:
     assert counts[0] <= counts[1] <= counts[2] and counts[0] < counts[2]
 
 
+def test_frame_scale_reads_the_same_less_surely(make: Callable[..., Ears]) -> None:
+    read = []
+    for scale in (1.0, 0.5):
+        ears = make(frame_scale=scale)
+        inputs = ears.processor.features([speechlike(4.0)])
+        with torch.inference_mode():
+            heard = ears.model.project(*ears.model.encode(inputs["input_features"], inputs["feature_lengths"]))
+        read.append(heard.likeliest[0])  # type: ignore[index]
+    assert read[0].segments() == read[1].segments() != []
+    sure, less = (torch.maximum(clip.blank, clip.chances[:, 0]) for clip in read)
+    assert (less < sure).all()
+
+
 def test_load_gives_back_what_was_saved(make: Callable[..., Ears], tmp_path: Path) -> None:
     ears = make(prompt_vectors=3, seed=5)
     ears.model.save_adapter(tmp_path / "a")

@@ -5,7 +5,7 @@ Hannun et al., 2014) follows the likeliest ones, and the frozen LLM weighs them 
 
     score(y) = log P_ctc(y | audio) + weight * (log P_llm(y) + bonus * tokens of y)
 
-It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early. Where phones are heard
+where P_ctc is of frames that may be made less sure than CTC trained them (`frame_scale`). It is asked whenever the readings have grown by some tokens, so that what it finds unlikely makes room early. Where phones are heard
 (phones.py), a reading must also sound like them, and whole ones are compared once more at the end:
 
     log P_ctc(y | audio) + phone_weight * log P_phones(y | audio) + whole_weight * (log P_llm(y) + bonus * tokens of y)
